@@ -1,0 +1,3 @@
+from teas.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""How a network's time adapts: activity, allocation, objective, training."""

@@ -1,0 +1,1 @@
+"""Where a network comes from: the architectures of the paper."""

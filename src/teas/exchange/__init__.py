@@ -1,0 +1,1 @@
+"""How a network meets files and other tools."""

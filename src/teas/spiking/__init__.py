@@ -1,0 +1,1 @@
+"""What a spiking network is: the reference semantics. Imports torch only."""

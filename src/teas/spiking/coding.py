@@ -1,0 +1,53 @@
+"""Rate and time-to-first-spike codes: values to spike trains and back. Time is axis 0: `[time, batch, *neuron]`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LAYOUTS = ("first", "even")
+ENCODINGS = ("direct", "poisson", "latency")
+
+
+def _steps(window: int, like: Tensor) -> Tensor:
+    return torch.arange(window, device=like.device, dtype=like.dtype).view(-1, *[1] * like.dim())
+
+
+def count_to_train(count: Tensor, window: int, layout: str = "first") -> Tensor:
+    """Spike train `[window, *count.shape]` with `n` spikes: in the first n steps, or spaced evenly.
+
+    `first`: `s(t) = 1 if t < n`. `even`: `s(t) = 1 if floor((t+1)·n/T) > floor(t·n/T)`.
+    """
+    t = _steps(window, count)
+    if layout == "first":
+        return (t < count).to(count.dtype)
+    return ((t + 1) * count / window).floor() - (t * count / window).floor()
+
+
+def time_to_train(time: Tensor, window: int) -> Tensor:
+    """Spike train `[window, *time.shape]` whose only spike is at step `time`; `time >= window` is silent."""
+    return (_steps(window, time) == time).to(time.dtype)
+
+
+def first_spike_time(spikes: Tensor) -> Tensor:
+    """0-based step of the only spike of each train; the window `T` where silent.
+
+    Written as `T - Σ_t (T - t)·s(t)`, so that it is differentiable in the spikes.
+    """
+    window = spikes.shape[0]
+    remaining = window - _steps(window, spikes[0])
+    return window - (remaining * spikes).sum(0)
+
+
+def encode(values: Tensor, window: int, encoding: str) -> Tensor:
+    """Input values `[batch, *neuron]` as what the first layer sees over its window, `[time, batch, *neuron]`.
+
+    `direct`: the value itself as an analog current at every step (time has length 1; the caller repeats it).
+    `poisson`: a spike at each step with the value, clamped to [0, 1], as its probability.
+    `latency`: one spike at step `floor((1 - value)·T)`; a value <= 0 stays silent, values above 1 fire at once.
+    """
+    if encoding == "direct":
+        return values.unsqueeze(0)
+    if encoding == "poisson":
+        return torch.bernoulli(values.clamp(0, 1).expand(window, *values.shape))
+    return time_to_train(((1 - values.clamp(0, 1)) * window).floor(), window)

@@ -1,0 +1,226 @@
+"""SpikingNetwork: any traceable module, cut at its spiking layers, each with its own time window. Its forward pass is the definition."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from teas.errors import TeasError, check_choice
+from teas.spiking.coding import ENCODINGS, LAYOUTS, count_to_train, encode, first_spike_time
+from teas.spiking.neuron import FIRINGS, IF, Emission, run_immediate, run_two_phase
+from teas.spiking.synapses import run_synapses
+from teas.spiking.temporal_transform import ROUNDINGS, TRANSFORMS, retime
+from teas.spiking.time_windows import TimeWindows
+from teas.spiking.trace import INPUT, Layer, cut
+
+CODES = ("rate", "first_spike")
+
+
+@dataclass(frozen=True)
+class Semantics:
+    """What a network computes, beside its weights and windows. Defaults: the paper to the letter.
+
+    code: `rate` (SNN-R) or `first_spike` (SNN-T).
+    firing: `immediate` (Eq. 1) or `two_phase` (integrate the whole source train, then fire).
+    transform: `firing_potential` (Eq. 3), `linear`, or `residual`; between unequal windows under immediate firing.
+    layout: re-timed trains fire in the `first` steps or spaced `even`ly (rate code).
+    rounding: of first spike times, `sound` or `literal`.
+    encoding: of the input: `direct` (analog current), `poisson`, or `latency` (first spikes).
+    """
+
+    code: str = "rate"
+    firing: str = "immediate"
+    transform: str = "firing_potential"
+    layout: str = "first"
+    rounding: str = "sound"
+    encoding: str = "direct"
+
+    def __post_init__(self) -> None:
+        check_choice("code", self.code, CODES)
+        check_choice("firing", self.firing, FIRINGS)
+        check_choice("transform", self.transform, TRANSFORMS)
+        check_choice("layout", self.layout, LAYOUTS)
+        check_choice("rounding", self.rounding, ROUNDINGS)
+        check_choice("encoding", self.encoding, ENCODINGS)
+        if self.code == "first_spike" and self.firing == "two_phase":
+            raise TeasError("two_phase firing sums a train and so loses the time of its only spike; use firing 'immediate' with code 'first_spike'")
+        if self.code == "first_spike" and self.transform == "residual":
+            raise TeasError("transform 'residual' needs spike counts; with code 'first_spike' use 'firing_potential' or 'linear'")
+        if self.encoding == "latency" and self.code == "rate":
+            raise TeasError("latency encoding is a first-spike code; use it with code 'first_spike', or 'poisson' with code 'rate'")
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one layer did in one forward pass; tensors of shape `[batch, *neuron]`.
+
+    count: spikes in the window. firing_potential: mean potential at a spike before its reset, 0 where silent. residual: potential left
+    at the end. spikes: the train `[time, batch, *neuron]`, and received: the spike counts that reached the layer from each source after
+    re-timing; both kept on request.
+    """
+
+    window: int
+    count: Tensor
+    firing_potential: Tensor
+    residual: Tensor
+    spikes: Tensor | None = None
+    received: dict[str, Tensor] | None = None
+
+    @property
+    def activity(self) -> Tensor:
+        """`Act(l)`: mean over samples and neurons of `count / T_l` (Eq. 2), a rate in [0, 1]; differentiable."""
+        return self.count.mean() / self.window
+
+
+Record = dict[str, LayerRecord]
+
+
+class Output(NamedTuple):
+    """Result of a forward pass: `logits [batch, class]` and a record per layer."""
+
+    logits: Tensor
+    record: Record
+
+
+class SpikingNetwork(nn.Module):
+    """A spiking neural network in which every layer runs its own time window.
+
+    module: any `nn.Module` that torch.fx can trace, whose activations are `IF` or `LIF` layers. It is shared, not copied.
+    windows: steps per layer (`TimeWindows` or a mapping), or one integer for all of them.
+    semantics: keyword options, see `Semantics`.
+
+    The input `[batch, *shape]` is encoded over the window of each layer that reads it. A train that crosses to a layer with another window
+    is re-timed on that edge (Eq. 3); branches that meet are each re-timed to the window of the layer that receives them. Logits are firing
+    rates (rate code) or negative first spike times (first-spike code) of a spiking output layer (Eq. 7), or else the mean current of a readout.
+
+    Raises `TeasError` for a module that can't be traced or has no spiking layer, windows that don't fit, or options that exclude each other.
+    """
+
+    def __init__(self, module: nn.Module, windows: TimeWindows | Mapping[str, int] | int, **semantics: str):
+        super().__init__()
+        unknown = set(semantics) - set(Semantics.__dataclass_fields__)
+        if unknown:
+            raise TeasError(f"unknown option {sorted(unknown)[0]!r}; the options are {', '.join(Semantics.__dataclass_fields__)}")
+        self.semantics = Semantics(**semantics)
+        self.module = module
+        self.layers = cut(module)
+        self.spiking_layers = tuple(layer.name for layer in self.layers if layer.neurons is not None)
+        self._check_neurons()
+        if self.semantics.code == "first_spike" and self.layers[-1].neurons is None:
+            raise TeasError("code 'first_spike' reads the first spike times of the output: end the module with teas.IF()")
+        self.windows = TimeWindows.uniform(self.spiking_layers, windows) if isinstance(windows, int) else windows
+
+    @property
+    def windows(self) -> TimeWindows:
+        """Time windows of the spiking layers; assigning others swaps them without touching the weights."""
+        return self._windows
+
+    @windows.setter
+    def windows(self, windows: TimeWindows | Mapping[str, int]) -> None:
+        value = windows if isinstance(windows, TimeWindows) else TimeWindows(windows)
+        value.validate(self.spiking_layers)
+        self._windows = value
+
+    def with_windows(self, windows: TimeWindows | Mapping[str, int] | int) -> SpikingNetwork:
+        """The same network, sharing its weights, at other windows."""
+        twin = copy.copy(self)
+        twin.windows = TimeWindows.uniform(self.spiking_layers, windows) if isinstance(windows, int) else windows
+        return twin
+
+    def neurons(self, layer: str) -> IF:
+        """The `IF` or `LIF` module of a spiking layer."""
+        path = next(found.neurons for found in self.layers if found.name == layer)
+        assert path is not None
+        module = self.module.get_submodule(path)
+        assert isinstance(module, IF)
+        return module
+
+    def _check_neurons(self) -> None:
+        for name in self.spiking_layers:
+            neurons = self.neurons(name)
+            neurons.check_threshold(f"of layer {name!r}")
+            if self.semantics.firing == "two_phase" and (neurons.reset != "subtract" or neurons.leak != 1):
+                raise TeasError(f"two_phase firing needs reset 'subtract' and no leak; layer {name!r} has reset {neurons.reset!r} and leak {neurons.leak:g}")
+
+    def check_finite(self) -> None:
+        """Raise `TeasError` that names the first parameter or buffer with a NaN or infinite value, or a threshold that is not positive."""
+        for name, value in [*self.module.named_parameters(), *self.module.named_buffers()]:
+            if not value.isfinite().all():
+                raise TeasError(f"{name} has a NaN or infinite value; the weights are damaged or the training diverged (lower the learning rate)")
+        self._check_neurons()
+
+    def forward(self, inputs: Tensor, keep_spikes: bool = False) -> Output:
+        """Logits and a record per layer for inputs `[batch, *shape]`; `keep_spikes` keeps every train in the record."""
+        if not inputs.isfinite().all():
+            raise TeasError(f"the input of shape {tuple(inputs.shape)} has NaN or infinite values; clean the data first")
+        emissions: dict[str, Emission] = {}
+        record: Record = {}
+        for layer in self.layers:
+            if layer.neurons is None:
+                return Output(self._readout(layer, inputs, emissions), record)
+            neurons, window = self.neurons(layer.name), self.windows[layer.name]
+            if self.semantics.firing == "two_phase":
+                charge = run_synapses(layer, self._counts(layer, inputs, emissions, window), self.module, scale=window)
+                emission = run_two_phase(charge, window, neurons)
+            else:
+                trains = self._trains(layer, inputs, emissions, window)
+                emission = run_immediate(self._currents(layer, trains, window), neurons, once=self.semantics.code == "first_spike")
+            emissions[layer.name] = emission
+            record[layer.name] = self._recorded(emission)
+            if keep_spikes:
+                record[layer.name] = self._with_spikes(record[layer.name], layer, inputs, emissions)
+        if self.semantics.code == "rate":
+            return Output(emission.count / emission.window, record)
+        assert emission.spikes is not None
+        return Output(-first_spike_time(emission.spikes), record)
+
+    def _trains(self, layer: Layer, inputs: Tensor, emissions: dict[str, Emission], window: int) -> dict[str, Tensor]:
+        """What reaches a layer from each source, `[time, batch, *neuron]`; an analog input is the same at every step and has one."""
+        semantics = self.semantics
+        how = {"code": semantics.code, "transform": semantics.transform, "layout": semantics.layout, "rounding": semantics.rounding}
+        return {name: encode(inputs, window, semantics.encoding) if name == INPUT else retime(emissions[name], window, **how) for name in layer.sources}
+
+    def _currents(self, layer: Layer, trains: dict[str, Tensor], window: int) -> Tensor:
+        """The currents of every step of the receiver's window, `[time, batch, *neuron]`, all steps in one pass."""
+        steps = max(train.shape[0] for train in trains.values())
+        folded = {name: train.expand(steps, *train.shape[1:]).flatten(0, 1) for name, train in trains.items()}
+        current = run_synapses(layer, folded, self.module, steps=steps)
+        return current.view(steps, current.shape[0] // steps, *current.shape[1:]).expand(window, *[-1] * current.dim())
+
+    def _counts(self, layer: Layer, inputs: Tensor, emissions: dict[str, Emission], window: int) -> dict[str, Tensor]:
+        """The counts of the sources, re-scaled to the receiver's window."""
+        counts = {}
+        for name in layer.sources:
+            if name != INPUT:
+                source = emissions[name]
+                counts[name] = source.count if source.window == window else source.count * (window / source.window)
+            elif self.semantics.encoding == "direct":
+                counts[name] = inputs * window
+            else:
+                counts[name] = encode(inputs, window, self.semantics.encoding).sum(0)
+        return counts
+
+    def _readout(self, layer: Layer, inputs: Tensor, emissions: dict[str, Emission]) -> Tensor:
+        """Mean current of an output without neurons: its synapses applied to the firing rates."""
+        rates = {name: inputs if name == INPUT else emissions[name].count / emissions[name].window for name in layer.sources}
+        return run_synapses(layer, rates, self.module)
+
+    def _recorded(self, emission: Emission) -> LayerRecord:
+        mean_potential = torch.where(emission.count > 0, emission.fired / emission.count.detach().clamp_min(1), 0)
+        return LayerRecord(emission.window, emission.count, mean_potential, emission.residual.detach())
+
+    def _with_spikes(self, record: LayerRecord, layer: Layer, inputs: Tensor, emissions: dict[str, Emission]) -> LayerRecord:
+        emission = emissions[layer.name]
+        others = [name for name in layer.sources if name != INPUT]
+        if self.semantics.firing == "two_phase":
+            return replace(record, spikes=count_to_train(emission.count, emission.window), received={name: emissions[name].count for name in others})
+        trains = self._trains(replace(layer, sources=tuple(others)), inputs, emissions, emission.window)
+        return replace(record, spikes=emission.spikes, received={name: train.sum(0) for name, train in trains.items()})
+
+    def extra_repr(self) -> str:
+        return f"windows={dict(self.windows)}, " + ", ".join(f"{key}={value}" for key, value in asdict(self.semantics).items())

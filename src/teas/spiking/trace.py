@@ -1,0 +1,136 @@
+"""Trace any module with torch.fx and cut it at its spiking layers."""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from teas.errors import TeasError
+from teas.spiking.neuron import IF
+
+INPUT = "input"
+READOUT = "readout"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value computed earlier: the input, a spiking layer's output, or an operation's result."""
+
+    name: str
+
+
+def map_refs(arguments: Any, kind: type, replace: Callable[[Any], Any]) -> Any:
+    """Nested arguments with every item of one kind replaced."""
+    return fx.node.map_aggregate(arguments, lambda item: replace(item) if isinstance(item, kind) else item)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One synaptic operation of a layer: a call of a module, a function, a method, or a look-up of an attribute."""
+
+    name: str
+    kind: str  # torch.fx opcode
+    target: str | Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values that this operation reads."""
+        found: list[str] = []
+        map_refs((self.args, self.kwargs), Ref, lambda ref: found.append(ref.name))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One population of spiking neurons with the synapses that feed it; `neurons` is None for a readout."""
+
+    name: str
+    neurons: str | None  # path of the IF or LIF inside the module
+    sources: tuple[str, ...]  # INPUT or layer names, whose trains are re-timed to this layer's window
+    synapses: tuple[Operation, ...]
+    current: str  # the value that charges the neurons
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return isinstance(module, IF) or super().is_leaf_module(module, path)
+
+
+def _untraceable(module: nn.Module, error: Exception) -> TeasError:
+    """The line of the user's own code that breaks tracing, and what to do about it."""
+    library = (torch.__path__[0], __file__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(library) and "/teas/spiking/" not in f.filename]
+    where = ""
+    if frames:
+        frame = frames[-1]
+        line = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
+        where = f' at {frame.filename}:{frame.lineno} in {frame.name}: "{line}"'
+    return TeasError(
+        f"cannot trace {type(module).__name__}{where}. The forward pass must not depend on the values of tensors ({error}). "
+        "Decide such branches by a constant set in __init__, or move that code out of the module."
+    )
+
+
+def cut(module: nn.Module) -> tuple[Layer, ...]:
+    """The layers of a module, in order of execution; the last is a readout unless the output is itself a spiking layer.
+
+    Raises `TeasError` where the module can't be traced (naming the line), has no spiking layer, takes more than one input
+    or returns more than one tensor.
+    """
+    try:
+        graph = _Tracer().trace(module)
+    except TeasError:
+        raise
+    except Exception as error:  # the module's own code runs here and may raise anything
+        raise _untraceable(module, error) from error
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if len([node for node in inputs if not node.args]) != 1:
+        raise TeasError(f"{type(module).__name__}.forward takes {len(inputs)} inputs; a spiking network has exactly one")
+    neurons = {name for name, child in module.named_modules() if isinstance(child, IF)}
+    layers: list[Layer] = []
+    layer_of: dict[fx.Node, str] = {inputs[0]: INPUT}
+    uses: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target in neurons:
+            uses[node.target] += 1
+            name = node.target if uses[node.target] == 1 else f"{node.target}#{uses[node.target]}"
+            layers.append(_layer(name or "neurons", node.target, node.all_input_nodes[0], layer_of))
+            layer_of[node] = layers[-1].name
+        elif node.op == "output":
+            result = node.args[0]
+            if not isinstance(result, fx.Node):
+                raise TeasError(f"{type(module).__name__}.forward returns a {type(result).__name__}; it must return one tensor")
+            if not layers:
+                raise TeasError(f"{type(module).__name__} has no spiking layer; put teas.IF() or teas.LIF() where its activations are")
+            if layer_of.get(result) != layers[-1].name:
+                layers.append(_layer(READOUT, None, result, layer_of))
+    return tuple(layers)
+
+
+def _layer(name: str, neurons: str | None, current: fx.Node, layer_of: dict[fx.Node, str]) -> Layer:
+    """Everything between the nearest spiking layers upstream and `current`."""
+    wanted, pending = set(), [current]
+    while pending:
+        node = pending.pop()
+        if node not in wanted:
+            wanted.add(node)
+            pending += [] if node in layer_of else node.all_input_nodes
+    graph_order = [node for node in current.graph.nodes if node in wanted]
+    sources = {node: layer_of[node] for node in graph_order if node in layer_of}
+    if not sources:
+        raise TeasError(f"layer {name!r} does not depend on the network's input")
+
+    def renamed(value: Any) -> Any:
+        return map_refs(value, fx.Node, lambda node: Ref(sources.get(node, node.name)))
+
+    synapses = tuple(Operation(node.name, node.op, node.target, renamed(node.args), renamed(node.kwargs)) for node in graph_order if node not in layer_of)
+    return Layer(name, neurons, tuple(sources.values()), synapses, sources.get(current, current.name))

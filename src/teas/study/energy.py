@@ -1,0 +1,125 @@
+"""Operations and energy of one inference, counted on true fan-out: padding, stride, groups and dilation included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from teas.spiking.network import SpikingNetwork
+from teas.spiking.synapses import call_operation
+from teas.spiking.trace import INPUT, Layer
+
+# Energy of one operation in pJ: 45 nm, M. Horowitz, "Computing's energy problem", ISSCC 2014. A MAC is a multiplication and an addition.
+REGIMES: dict[str, dict[str, float]] = {
+    "FP32": {"mac": 4.6, "add": 0.9},
+    "FP16": {"mac": 1.5, "add": 0.4},
+    "INT32": {"mac": 3.2, "add": 0.1},
+    "INT8": {"mac": 0.23, "add": 0.03},
+}
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Operations of one layer for one image.
+
+    dense: MACs of the same synapses in an ANN. analog: MACs on analog input, computed once per image. synaptic: additions, one for each
+    spike and synapse it reaches. updates: neuron updates, one addition a neuron and step. transform: neurons re-timed on the way in, one MAC each.
+    """
+
+    dense: float
+    analog: float
+    synaptic: float
+    updates: float
+    transform: float
+
+    def energy(self, regime: str) -> float:
+        """Energy in pJ without memory: `E_MAC·(analog + transform) + E_add·(synaptic + updates)`."""
+        price = REGIMES[regime]
+        return price["mac"] * (self.analog + self.transform) + price["add"] * (self.synaptic + self.updates)
+
+
+def total(operations: Mapping[str, Operations]) -> Operations:
+    """Sum over the layers."""
+    return Operations(*(sum(getattr(item, field.name) for item in operations.values()) for field in fields(Operations)))
+
+
+@torch.no_grad()
+def count_operations(network: SpikingNetwork, inputs: Tensor) -> dict[str, Operations]:
+    """Operations per layer, mean over the images of a batch `[batch, *shape]`; a readout is listed under its own name."""
+    training = network.training
+    network.eval()
+    record = network(inputs, keep_spikes=True).record
+    result = {}
+    for layer in network.layers:
+        received = {name: inputs if name == INPUT else record[name].count for name in layer.sources}
+        if layer.neurons is not None:
+            received |= record[layer.name].received or {}
+        analog = {INPUT} if network.semantics.encoding == "direct" else set()
+        dense, macs, additions = _synaptic_operations(layer, received, analog, network.module)
+        window = network.windows[layer.name] if layer.neurons is not None else 0
+        # Under two-phase firing the factor T'/T folds into the threshold: re-timing costs nothing.
+        moved = [] if network.semantics.firing == "two_phase" or layer.neurons is None else [n for n in layer.sources if n != INPUT]
+        transform = sum(record[name].count[0].numel() for name in moved if network.windows[name] != window)
+        neurons = record[layer.name].count[0].numel() if layer.neurons is not None else 0
+        result[layer.name] = Operations(dense, macs, additions, float(window * neurons), float(transform))
+    network.train(training)
+    return result
+
+
+def _synaptic_operations(layer: Layer, received: Mapping[str, Tensor], analog: set[str], module: nn.Module) -> tuple[float, float, float]:
+    """Dense MACs, MACs on analog values, and additions per spike, per image: spikes are followed through pooling, sums and reshapes."""
+    values: dict[str, object] = dict(received)
+    kinds = {name: "analog" if name in analog else "spikes" for name in received}  # of each value; "current" after a synapse
+    dense = macs = additions = 0.0
+    for operation in layer.synapses:
+        value = values[operation.name] = call_operation(operation, values, module)
+        sources = [name for name in operation.inputs if name in kinds]
+        if not sources or not isinstance(value, Tensor):
+            continue
+        kind = next((kind for kind in ("current", "analog", "spikes") if kind in {kinds[name] for name in sources}), "spikes")
+        child = module.get_submodule(str(operation.target)) if operation.kind == "call_module" else None
+        fan_out = _fan_out(child, values[sources[0]]) if child is not None else None
+        if fan_out is not None:
+            events = values[sources[0]]
+            assert isinstance(events, Tensor)
+            batch = max(1, len(events))
+            reached = float(fan_out.expand_as(events[:1]).sum())
+            dense += reached
+            if kind == "spikes":
+                additions += float((events * fan_out).sum(dtype=torch.float64)) / batch
+            else:
+                macs += reached
+            kind = "current"
+        elif kind == "spikes" and (area := _pooled_area(child, values[sources[0]], value)) is not None:
+            values[operation.name] = value * area  # a spike passes through pooling whole
+        kinds[operation.name] = kind
+    return dense, macs, additions
+
+
+def _fan_out(child: nn.Module | None, value: object) -> Tensor | None:
+    """Synapses that leave each input position, `[1, *neuron]`; None where the module has no weights."""
+    assert isinstance(value, Tensor)
+    if isinstance(child, nn.Linear):
+        return torch.full_like(value[:1], child.out_features)
+    if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        with torch.enable_grad():
+            one = torch.ones_like(value[:1]).requires_grad_()
+            output = child._conv_forward(one, torch.ones_like(child.weight), None)
+            return torch.autograd.grad(output.sum(), one)[0]
+    return None  # a batch norm folds into the synapses beside it
+
+
+def _pooled_area(child: nn.Module | None, before: object, after: Tensor) -> float | None:
+    if isinstance(child, nn.AvgPool2d):
+        return float(torch.prod(torch.tensor(nn.modules.utils._pair(child.kernel_size))))
+    if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(before, Tensor):
+        return before[0, 0].numel() / after[0, 0].numel()
+    return None
+
+
+def ann_energy(operations: Mapping[str, Operations], regime: str) -> float:
+    """Energy in pJ of an ANN with the same synapses, one MAC each, without memory."""
+    return REGIMES[regime]["mac"] * total(operations).dense

@@ -1,0 +1,117 @@
+"""The result table as text, and the report page of a run as one self-contained HTML file."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from teas.files import write_atomically
+from teas.study import figures
+from teas.study.energy import REGIMES
+from teas.study.experiment import open_run, read_metrics
+
+HEADER = ["network", "accuracy %", "mean window", "op-weighted", "max", "sum", "spikes/image", "nJ FP32", "nJ INT8"]
+
+
+def _figure(pair: list[float], digits: int) -> str:
+    mean, deviation = pair
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}" if deviation else f"{mean:.{digits}f}"
+
+
+def table_rows(metrics: dict[str, Any]) -> list[list[str]]:
+    """One row an arm: accuracy, windows, spikes and energy, mean ± standard deviation over the seeds."""
+    digits = {"accuracy": 2, "mean": 2, "weighted": 2, "max": 1, "sum": 1, "spikes": 0}
+    return [
+        [arm, *(_figure(found[key], digits[key]) for key in digits), *(f"{found['energy'][regime][0]:.1f}" for regime in ("FP32", "INT8"))]
+        for arm, found in metrics["arms"].items()
+    ]
+
+
+def findings(metrics: dict[str, Any]) -> list[str]:
+    """What the figures say, in words, the controls that the adaptive windows did not beat included."""
+    arms = metrics["arms"]
+    full, adaptive = arms["full"], arms["adaptive"]
+    loss = full["accuracy"][0] - adaptive["accuracy"][0]
+    lines = [
+        f"Adaptive windows take {adaptive['mean'][0]:.2f} steps a layer instead of {full['mean'][0]:.0f}: accuracy {adaptive['accuracy'][0]:.2f} % "
+        f"against {full['accuracy'][0]:.2f} % ({'a loss' if loss > 0 else 'a gain'} of {abs(loss):.2f} points)."
+    ]
+    seeds = list(metrics["seeds"].values())
+    for control in (arm for arm in arms if arm not in ("full", "adaptive")):
+        differences = [seed["adaptive"]["accuracy"] - seed[control]["accuracy"] for seed in seeds]
+        lines.append(f"Against the {control} control of equal mean: {_verdict(differences)}")
+    return lines
+
+
+def _verdict(differences: list[float]) -> str:
+    """A paired comparison over seeds; 2.776 standard errors is the 95 % interval of five seeds (Student's t)."""
+    from scipy import stats
+
+    n, mean = len(differences), sum(differences) / len(differences)
+    wins = sum(d > 0 for d in differences)
+    text = f"{mean:+.2f} points on average, better in {wins} of {n} seeds"
+    if n < 2:
+        return text + "; one seed shows no significance."
+    deviation = (sum((d - mean) ** 2 for d in differences) / (n - 1)) ** 0.5
+    half = float(stats.t.ppf(0.975, n - 1)) * deviation / n**0.5
+    significant = abs(mean) > half
+    verdict = ("better" if mean > 0 else "WORSE") if significant else "not significantly different"
+    return f"{text}; 95 % interval {mean - half:+.2f} to {mean + half:+.2f}: {verdict}."
+
+
+def note(metrics: dict[str, Any]) -> str:
+    """How to read the table."""
+    seed = next(iter(metrics["seeds"].values()))["full"]
+    return (
+        f"{seed['samples']} test images, mean ± standard deviation over {len(metrics['seeds'])} seed(s). A layer waits for the whole train of its "
+        "predecessor: one inference takes the sum of the windows along the longest path, a pipeline delivers every max. "
+        f"The same network as an ANN: {seed['ann_energy']['FP32']:.1f} nJ in FP32, {seed['ann_energy']['INT8']:.1f} nJ in INT8."
+    )
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.html and the pictures of a finished run; returns the page. Raises `TeasError` for a folder that is not a finished run."""
+    import jinja2
+
+    experiment, _ = open_run(folder)
+    metrics = read_metrics(folder)
+    raster = json.loads((folder / "raster.json").read_text())
+    drawn = {
+        "windows": (
+            "Windows and activity",
+            figures.windows_beside_activity,
+            metrics,
+            "Time window of each layer after adapting (bars), beside its activity before (line). First seed.",
+        ),
+        "tradeoff": (
+            "Accuracy against mean window",
+            figures.accuracy_against_window,
+            metrics,
+            "Curves: the trained network's windows swapped at inference, nothing retrained, on held-out training data, first seed. "
+            "Points: after retraining, on test data, all seeds.",
+        ),
+        "raster": (
+            "One image through the layers",
+            figures.spike_raster,
+            raster,
+            f"First test image (a {raster['label']}, taken for a {raster['prediction']}): every layer runs its own window.",
+        ),
+    }
+    shown = []
+    for name, (title, draw, content, caption) in drawn.items():
+        write_atomically(folder / "figures" / f"{name}.png", figures.to_png(draw(content)))
+        shown.append({"title": title, "svg": figures.to_svg(draw(content)), "caption": caption})
+    energy_rows = [[arm, *(f"{found['energy'][regime][0]:.1f}" for regime in REGIMES)] for arm, found in metrics["arms"].items()]
+    full = metrics["arms"]["full"]
+    energy_rows.append(["ANN of the same shape", *(f"{full['ann_energy'][regime][0]:.1f}" for regime in REGIMES)])
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(resources.files("teas.study").joinpath("report.html.j2").read_text())
+    page = template.render(
+        experiment=experiment, findings=findings(metrics), header=HEADER, rows=table_rows(metrics), note=note(metrics), figures=shown,
+        regimes=list(REGIMES), energy_rows=energy_rows, environment=(folder / "environment.json").read_text(),
+        config=json.dumps(json.loads((folder / "config.json").read_text())["experiment"], indent=1),
+    )  # fmt: skip
+    write_atomically(folder / "report.html", page)
+    return folder / "report.html"
