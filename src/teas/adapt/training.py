@@ -96,8 +96,12 @@ def run_stage(
     for number in range(len(history), stage.epochs):
         loader.set_epoch(number)
         epoch = _run_epoch(accelerator, model, network, optimizer, progress(loader, f"{stage.name} {number + 1}/{stage.epochs}"), stage, number, sizes)
-        if not math.isfinite(epoch.loss):
-            raise TeasError(f"the loss became {epoch.loss} in epoch {number + 1} of stage {stage.name!r}; lower the learning rate ({stage.learning_rate})")
+        if not math.isfinite(epoch.loss) or not all(p.isfinite().all() for p in network.parameters()):
+            # A NaN potential never reaches its threshold, so the loss alone can look healthy while the weights are not.
+            raise TeasError(
+                f"the training diverged in epoch {number + 1} of stage {stage.name!r} (loss {epoch.loss:g}, or weights that are not finite); "
+                f"lower the learning rate ({stage.learning_rate:g}). The checkpoint keeps the epoch before."
+            )
         history.append(epoch)
         if stage.adjustment:
             network.windows = _adjusted(network.windows, epoch, stage, stage.adjustment)

@@ -74,10 +74,12 @@ def run_seed(seed: int, data: datasets.Data, experiment: Experiment, accelerator
     """Full network, adaptive network and controls for one seed: metrics by arm, epochs by arm, and the adaptive network."""
     batches = datasets.loader(data.train, experiment.data.batch, shuffle_seed=seed)
     training_data = datasets.loader(data.train, EVALUATION_BATCH)
+    validation_data = datasets.loader(data.validation, EVALUATION_BATCH)
     test_data = datasets.loader(data.test, EVALUATION_BATCH)
     pretraining, retraining, finetuning = stages(experiment)
     epochs: dict[str, list[Epoch]] = {}
     metrics: dict[str, Metrics] = {}
+    validation: dict[str, float] = {}
 
     def train(network: SpikingNetwork, arm: str, *plan: Stage) -> None:
         epochs[arm] = []
@@ -90,6 +92,7 @@ def run_seed(seed: int, data: datasets.Data, experiment: Experiment, accelerator
                 on_epoch=lambda epoch: hooks.on_epoch(f"seed {seed} {arm}", epoch),
             )  # fmt: skip
         metrics[arm] = evaluate(network, test_data, seed)
+        validation[arm] = evaluate(network, validation_data, seed).accuracy
 
     set_seed(seed)
     module = build_module(experiment, data.shape, data.classes)
@@ -105,7 +108,7 @@ def run_seed(seed: int, data: datasets.Data, experiment: Experiment, accelerator
         network = copy.deepcopy(full)
         network.windows = allocation.uniform(adaptive.windows) if control == "uniform" else allocation.shuffled(adaptive.windows, seed)
         train(network, control, dataclasses.replace(retraining, adjustment=None), finetuning)
-    return {"metrics": metrics, "epochs": epochs, "full": full, "network": adaptive, "trained_activity": activity}
+    return {"metrics": metrics, "validation": validation, "epochs": epochs, "full": full, "network": adaptive, "trained_activity": activity}
 
 
 def _on(accelerator: Accelerator, batches: Any) -> Any:
@@ -222,6 +225,7 @@ def summary(experiment: Experiment, runs: dict[int, dict[str, Any]]) -> dict[str
         "expectation_met": met,
         "arms": by_arm,
         "seeds": {str(seed): {arm: asdict(m) for arm, m in run["metrics"].items()} for seed, run in runs.items()},
+        "validation_accuracy": {str(seed): run["validation"] for seed, run in runs.items()},
         "epochs": {arm: [asdict(epoch) for epoch in epochs] for arm, epochs in next(iter(runs.values()))["epochs"].items()},
         "trained_activity": next(iter(runs.values()))["trained_activity"],
     }

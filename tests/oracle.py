@@ -1,0 +1,114 @@
+"""The semantics a second time: plain Python, exact fractions, loops over time and neuron. No torch, nothing shared with the package.
+
+A layer is a dict: name, window, inputs (list of (source name, weights[neuron][source neuron])), bias, threshold (one per neuron), reset, leak, v0.
+The source "input" is the analog input vector. One call runs one sample.
+"""
+
+from fractions import Fraction
+from math import ceil, floor
+
+
+def half_up(x):
+    return floor(x + Fraction(1, 2))
+
+
+def layout_train(n, window, layout):
+    if layout == "first":
+        return [1 if t < n else 0 for t in range(window)]
+    return [1 if (t + 1) * n // window > t * n // window else 0 for t in range(window)]
+
+
+def retimed_train(neuron, window, options):
+    """One neuron's train in the receiver's window (Eq. 3). neuron: dict with spikes, fired (potentials at its spikes), residual, threshold."""
+    spikes, theta = neuron["spikes"], neuron["threshold"]
+    source_window = len(spikes)
+    if window == source_window:
+        return spikes
+    ratio = Fraction(window, source_window)
+    n = sum(spikes)
+    if options["code"] == "rate":
+        if options["transform"] == "linear":
+            x = Fraction(n)
+        elif options["transform"] == "residual":
+            x = n + neuron["residual"] / theta
+        else:
+            x = n + 1 - theta / (sum(neuron["fired"]) / n) if n else Fraction(0)
+        return layout_train(min(max(half_up(ratio * x), 0), window), window, options["layout"])
+    if n == 0:
+        return [0] * window
+    first = spikes.index(1)
+    literal = options["rounding"] == "literal"
+    if options["transform"] == "linear":
+        x = Fraction(first if literal else first + 1)
+    else:
+        x = first + theta / neuron["fired"][0]
+    time = min(half_up(ratio * x), window - 1) if literal else ceil(ratio * x) - 1
+    return [1 if t == time else 0 for t in range(window)]
+
+
+def encoded(values, window, encoding):
+    """The input over a window: per step, one value a neuron."""
+    if encoding == "direct":
+        return [values] * window
+    times = [floor((1 - min(max(v, 0), 1)) * window) for v in values]
+    return [[1 if t == time else 0 for time in times] for t in range(window)]
+
+
+def run_immediate(layer, trains, once):
+    """trains: per source, [step][source neuron]. Returns one dict a neuron."""
+    result = []
+    for j, theta in enumerate(layer["threshold"]):
+        v, spikes, fired = layer["v0"] * theta, [], []
+        for t in range(layer["window"]):
+            v = layer["leak"] * v + layer["bias"][j]
+            for source, weights in layer["inputs"]:
+                v += sum(w * s for w, s in zip(weights[j], trains[source][t], strict=True))
+            spike = 1 if v >= theta and not (once and sum(spikes)) else 0
+            spikes.append(spike)
+            if spike:
+                fired.append(v)
+                v = v - theta if layer["reset"] == "subtract" else Fraction(0)
+        result.append({"spikes": spikes, "fired": fired, "residual": v, "threshold": theta})
+    return result
+
+
+def run_two_phase(layer, trains):
+    """First all the source steps, each spike's current scaled by T'/T; then at most one spike a step. trains keep their own windows."""
+    result = []
+    for j, theta in enumerate(layer["threshold"]):
+        v = layer["v0"] * theta + layer["window"] * layer["bias"][j]
+        for source, weights in layer["inputs"]:
+            steps = trains[source]
+            for now in steps:
+                v += Fraction(layer["window"], len(steps)) * sum(w * s for w, s in zip(weights[j], now, strict=True))
+        spikes, fired = [], []
+        for _ in range(layer["window"]):
+            spikes.append(1 if v >= theta else 0)
+            if spikes[-1]:
+                fired.append(v)
+                v -= theta
+        result.append({"spikes": spikes, "fired": fired, "residual": v, "threshold": theta})
+    return result
+
+
+def run(layers, sample, options):
+    """Every layer's neurons for one sample, and the logits of the last layer."""
+    done = {}
+    for layer in layers:
+        trains = {}
+        for source, _ in layer["inputs"]:
+            if source == "input":
+                window = layer["window"]
+                trains[source] = encoded(sample, window, options["encoding"])
+            elif options["firing"] == "two_phase":
+                trains[source] = list(zip(*[neuron["spikes"] for neuron in done[source]], strict=True))
+            else:
+                trains[source] = list(zip(*[retimed_train(neuron, layer["window"], options) for neuron in done[source]], strict=True))
+        if options["firing"] == "two_phase":
+            done[layer["name"]] = run_two_phase(layer, trains)
+        else:
+            done[layer["name"]] = run_immediate(layer, trains, options["code"] == "first_spike")
+    last = done[layers[-1]["name"]]
+    if options["code"] == "rate":
+        return done, [Fraction(sum(neuron["spikes"]), len(neuron["spikes"])) for neuron in last]
+    return done, [-(neuron["spikes"].index(1) if 1 in neuron["spikes"] else len(neuron["spikes"])) for neuron in last]
