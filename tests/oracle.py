@@ -38,10 +38,7 @@ def retimed_train(neuron, window, options):
         return [0] * window
     first = spikes.index(1)
     literal = options["rounding"] == "literal"
-    if options["transform"] == "linear":
-        x = Fraction(first if literal else first + 1)
-    else:
-        x = first + theta / neuron["fired"][0]
+    x = Fraction(first if literal else first + 1) if options["transform"] == "linear" else first + theta / neuron["fired"][0]
     time = min(half_up(ratio * x), window - 1) if literal else ceil(ratio * x) - 1
     return [1 if t == time else 0 for t in range(window)]
 

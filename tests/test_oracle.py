@@ -88,8 +88,7 @@ def network_of(layers, options):
 
 
 def compare(layers, samples, options):
-    module_options = {key: value for key, value in options.items()}
-    network = network_of(layers, module_options)
+    network = network_of(layers, options)
     output = network(torch.tensor([[float(x) for x in sample] for sample in samples]), keep_spikes=True)
     for index, sample in enumerate(samples):
         done, logits = oracle.run(layers, sample, options)

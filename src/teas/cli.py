@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -13,21 +14,41 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 from teas.errors import TeasError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Time windows per layer for spiking neural networks.", pretty_exceptions_enable=False)
-console = Console(stderr=True)
+console = Console(stderr=True)  # standard output is for results
 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, for machines.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of the data sets, in torchvision's layout.")]
 
 
-def _hooks(tensorboard: Path | None = None) -> Any:
-    from teas.study.experiment import Hooks
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with bad input ending in one clear message, and an interruption in the way to go on."""
 
+    @functools.wraps(command)
+    def run_guarded(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except TeasError as error:
+            console.print(f"[red]teas:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            console.print("teas: interrupted; the last finished epoch is kept, continue with --resume", highlight=False)
+            raise typer.Exit(130) from None
+
+    return run_guarded
+
+
+def _hooks(tensorboard: Path | None = None) -> Any:
+    from teas.study.experiment import Hooks, is_main_process
+
+    if not is_main_process():
+        return Hooks()
     writer = None
     if tensorboard:
         try:
@@ -60,8 +81,8 @@ def _show(metrics: dict[str, Any], as_json: bool, folder: Path) -> None:
     if as_json:
         print(json.dumps(metrics))
         return
-    out = Console(width=None if sys.stdout.isatty() else 140)
-    table = Table(*(HEADER), title=metrics["name"], title_justify="left")
+    out = Console(width=None if sys.stdout.isatty() else 200)
+    table = Table(*HEADER, title=metrics["name"], title_justify="left")
     for row in table_rows(metrics):
         table.add_row(*row, style="bold" if row[0] == "adaptive" else None)
     out.print(table)
@@ -71,6 +92,7 @@ def _show(metrics: dict[str, Any], as_json: bool, folder: Path) -> None:
 
 
 @app.command()
+@guarded
 def demo(out: Annotated[Path, typer.Option("--out", help="Run folder; an earlier demo there is replaced.")] = Path("runs/demo"), as_json: JSON = False) -> None:
     """Train an IF network on handwritten digits, give every layer its own window, and write a report page (about two minutes)."""
     from teas.study.config import parse
@@ -87,6 +109,7 @@ def demo(out: Annotated[Path, typer.Option("--out", help="Run folder; an earlier
 
 
 @app.command()
+@guarded
 def run(
     experiment: Annotated[Path, typer.Argument(help="Experiment, a TOML file.")],
     data: DataFolder = None,
@@ -106,6 +129,8 @@ def run(
     folder = out or Path("runs") / page.name
     hooks = _hooks(folder.with_name(folder.name + "-tensorboard") if tensorboard else None)
     metrics = experiments.run(page, folder, data_folder=data, download=download, resume=resume, hooks=hooks)
+    if not experiments.is_main_process():
+        return
     write_report(folder)
     _show(metrics, as_json, folder)
     if not metrics["expectation_met"]:
@@ -114,6 +139,7 @@ def run(
 
 
 @app.command()
+@guarded
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
     windows: Annotated[str | None, typer.Option(help="A JSON file of windows, or one integer for all layers.")] = None,
@@ -146,6 +172,7 @@ def evaluate(
 
 
 @app.command()
+@guarded
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")], as_json: JSON = False) -> None:
     """Draw the pictures and the report page of a finished run again, and print its table."""
     from teas.study.experiment import read_metrics
@@ -159,12 +186,5 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folde
 
 
 def main() -> None:
-    """Run the command; bad input ends in one clear message and exit code 2."""
-    try:
-        app(standalone_mode=True)
-    except TeasError as error:
-        Console(stderr=True).print(f"[red]teas:[/red] {error}", highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("teas: interrupted; the last finished epoch is kept, continue with --resume", file=sys.stderr)
-        sys.exit(130)
+    """Run the command."""
+    app()

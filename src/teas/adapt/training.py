@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
 from teas.adapt import allocation
 from teas.adapt.objective import REGULARISERS, cross_entropy, parameters_per_layer, regulariser
 from teas.errors import TeasError, check_choice
+from teas.files import write_atomically
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.time_windows import TimeWindows
 
@@ -156,11 +158,16 @@ def _save(accelerator: Accelerator, network: SpikingNetwork, folder: Path, stage
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     if accelerator.is_main_process:
         shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(fresh))
+    try:
+        accelerator.save_state(str(fresh))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise TeasError(f"cannot write the checkpoint {fresh}: {error}. The one of the epoch before is whole; make room and continue with --resume") from None
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         state = {"stage": asdict(stage), "windows": dict(network.windows), "history": [asdict(epoch) for epoch in history]}
-        (fresh / "stage.json").write_text(json.dumps(state))
+        write_atomically(fresh / "stage.json", json.dumps(state))
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)

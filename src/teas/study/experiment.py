@@ -15,7 +15,7 @@ from typing import Any
 
 import accelerate
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import set_seed
 
 from teas._version import __version__
@@ -44,6 +44,16 @@ class Hooks:
     progress: Progress = lambda batches, _: batches
     on_epoch: Callable[[str, Epoch], None] = lambda arm, epoch: None
     say: Callable[[str], None] = lambda message: None
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and speaks for all of them."""
+    return bool(PartialState(cpu=_cpu_only()).is_main_process)
+
+
+def _cpu_only() -> bool:
+    """Accelerate joins several CPU processes into one group only when it is told that there is nothing but CPUs."""
+    return not torch.accelerator.is_available()
 
 
 def build_module(experiment: Experiment, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
@@ -123,7 +133,7 @@ def run(
     Raises `TeasError` where the folder exists (unless `resume` continues the same experiment) or the data can't be read.
     """
     hooks = hooks or Hooks()
-    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
+    accelerator = Accelerator(cpu=_cpu_only(), dataloader_config=DataLoaderConfiguration(split_batches=True))
     if accelerator.is_main_process:
         open_folder(experiment, folder, data_folder, resume)
     accelerator.wait_for_everyone()

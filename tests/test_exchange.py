@@ -1,0 +1,123 @@
+"""The native file: round trips, and files that are cut short, foreign or mutated."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import teas
+
+
+def module(width=5, **options):
+    return nn.Sequential(nn.Linear(6, width), teas.IF(torch.full((width,), 0.5), **options), nn.Linear(width, 3), teas.LIF(0.5, **options))
+
+
+def network(**options):
+    torch.manual_seed(0)
+    return teas.SpikingNetwork(module(**options), {"1": 3, "3": 5}, layout="even")
+
+
+def test_round_trip_is_exact_and_byte_stable(tmp_path):
+    original = network()
+    teas.save_network(original, tmp_path / "a.safetensors")
+    loaded = teas.load_network(tmp_path / "a.safetensors", module())
+    assert loaded.windows == original.windows
+    assert loaded.semantics == original.semantics
+    x = torch.randn(16, 6)
+    assert torch.equal(original(x).logits, loaded(x).logits)
+    assert original(x).record["1"].count.sum() > 0
+    teas.save_network(loaded, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def saved(tmp_path):
+    path = tmp_path / "w.safetensors"
+    teas.save_network(network(), path)
+    return path
+
+
+def rewritten(path, change):
+    with safe_open(str(path), "pt") as file:
+        header, tensors = json.loads(file.metadata()["teas"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    change(header, tensors)
+    save_file(tensors, str(path), metadata={"teas": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header, tensors: tensors.pop("2.bias"), "missing 2.bias"),
+        (lambda header, tensors: tensors.update(extra=torch.zeros(1)), "unknown extra"),
+        (lambda header, tensors: tensors.update({"0.bias": torch.zeros(9)}), r"0.bias is \(9,\), not \(5,\)"),
+        (lambda header, tensors: tensors["0.weight"].fill_(float("inf")), "0.weight has a NaN or infinite"),
+        (lambda header, tensors: tensors["1.threshold"].fill_(-1), "must be positive"),
+        (lambda header, tensors: header.update(format=99), "newer teas"),
+        (lambda header, tensors: header.update(windows={"1": 0, "3": 2}), "integer >= 1"),
+        (lambda header, tensors: header.update(windows={"1": 2}), "no window for layer '3'"),
+        (lambda header, tensors: header.update(windows=3), "damaged"),
+        (lambda header, tensors: header.update(semantics={"code": "morse"}), "rate, first_spike"),
+        (lambda header, tensors: header.update(semantics={"beep": "morse"}), "unknown option"),
+        (lambda header, tensors: header["neurons"]["1"].update(reset="subtract"), "differ from those of the module"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(change, message, tmp_path):
+    path = saved(tmp_path)
+    rewritten(path, change)
+    with pytest.raises(teas.TeasError, match=message):
+        teas.load_network(path, module())
+
+
+def test_missing_foreign_and_cut_files(tmp_path):
+    with pytest.raises(teas.TeasError, match="does not exist"):
+        teas.load_network(tmp_path / "nothing", module())
+    save_file({"a": torch.zeros(2)}, str(tmp_path / "foreign"))
+    with pytest.raises(teas.TeasError, match="written by another tool"):
+        teas.load_network(tmp_path / "foreign", module())
+    path = saved(tmp_path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(teas.TeasError, match="cut short"):
+        teas.load_network(path, module())
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_mutated_files_end_in_a_clear_error_or_a_network(tmp_path, data):
+    content = bytearray(saved(tmp_path).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+        content = content or bytearray(b"x")
+    path = tmp_path / "mutated"
+    path.write_bytes(content)
+    try:
+        loaded = teas.load_network(path, module())
+    except teas.TeasError:
+        return
+    assert loaded(torch.zeros(1, 6)).logits.shape == (1, 3)
+
+
+def test_damaged_weights_are_never_written(tmp_path):
+    broken = network()
+    broken.module[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(teas.TeasError, match=r"0\.weight"):
+        teas.save_network(broken, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = saved(tmp_path)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(teas.TeasError, match="No space left on device"):
+        teas.save_network(network(), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
