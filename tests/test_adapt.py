@@ -66,9 +66,45 @@ def test_allocation_by_activity_is_proportional_and_within_budget(rates, mean):
         assert all(abs(windows[layer] - share[layer]) <= 1 + share[layer] / 2 for layer in activity)
 
 
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=3), st.integers(0, 9), st.integers(2, 7))
+def test_damage_allocation_equals_brute_force(damages, extra, limit):
+    layers = [f"l{i}" for i in range(len(damages))]
+    damage = {layer: {2: max(pair), 6: min(pair)} for layer, pair in zip(layers, damages, strict=True)}
+    mean = (len(layers) + extra) / len(layers)
+    windows = allocation.by_damage(damage, mean, limit)
+    assert windows.sum <= len(layers) + extra
+    assert windows.max <= limit
+
+    def total(steps):
+        return sum(allocation._interpolated(damage[layer], t) for layer, t in zip(layers, steps, strict=True))
+
+    every = [steps for steps in itertools.product(range(1, limit + 1), repeat=len(layers)) if sum(steps) <= len(layers) + extra]
+    assert total(windows.values()) == pytest.approx(min(map(total, every)), rel=1e-9, abs=1e-15)
+
+
+def test_damage_between_probes_is_a_power_of_the_window():
+    points = {4: 0.16, 16: 0.01}
+    assert allocation._interpolated(points, 8) == pytest.approx(0.04)
+    assert allocation._interpolated(points, 2) == pytest.approx(0.64)
+    assert allocation._interpolated(points, 32) == pytest.approx(0.0025)
+    assert allocation._interpolated({4: 0.1, 8: 0.2}, 8) == pytest.approx(0.1)
+
+
+def test_damage_by_hand():
+    network = fixed_network({"1": 4, "3": 4})
+    inputs = [torch.tensor([[1.0, 2.0, 0.0]])]
+    found = teas.measure_damage(network.with_windows, network.windows, [4, 2], inputs)
+    assert found["1"][4] == found["3"][4] == 0.0
+    assert set(found) == {"1", "3"}
+    with pytest.raises(teas.TeasError, match="at least one batch"):
+        teas.measure_damage(network.with_windows, network.windows, [2], [])
+
+
 def test_initial_windows_of_the_paper():
     assert allocation.initial({"a": 0.2, "b": 0.4, "c": 0.01}, 16) == {"a": 8, "b": 16, "c": 1}
     assert allocation.initial({"a": 0.1, "b": 0.4}, 16, exponent=0.5) == {"a": 8, "b": 16}
+    assert allocation.initial({"a": 0.1, "b": 0.4}, 16, exponent=-1) == {"a": 16, "b": 4}
+    assert allocation.initial({"a": 0.0, "b": 0.4}, 16, exponent=-1) == {"a": 16, "b": 1}
     with pytest.raises(teas.TeasError, match="no layer fires"):
         allocation.initial({"a": 0.0}, 16)
 

@@ -3,6 +3,8 @@
 from teas._version import __version__
 from teas.adapt.activity import LayerActivity, measure_activity
 from teas.adapt.training import Adjustment, Stage, run_stage
+from teas.adapt.vulnerability import measure_damage
+from teas.ann.convert import Conversion, LayerReport, convert
 from teas.errors import TeasError
 from teas.exchange.native import load_network, save_network
 from teas.spiking.network import LayerRecord, Output, Semantics, SpikingNetwork
@@ -13,8 +15,10 @@ __all__ = [
     "IF",
     "LIF",
     "Adjustment",
+    "Conversion",
     "LayerActivity",
     "LayerRecord",
+    "LayerReport",
     "Output",
     "Semantics",
     "SpikingNetwork",
@@ -22,8 +26,10 @@ __all__ = [
     "TeasError",
     "TimeWindows",
     "__version__",
+    "convert",
     "load_network",
     "measure_activity",
+    "measure_damage",
     "run_stage",
     "save_network",
 ]

@@ -48,15 +48,64 @@ def budget_for(mean: float, layers: int) -> int:
 
 def by_activity(activity: Mapping[str, float], limits: Mapping[str, int], mean: float, exponent: float = 1.0) -> TimeWindows:
     """Windows in proportion to `Act(l)^exponent` at a target mean, no layer above its limit (section 3.3 of the paper, exponent 1)."""
-    return allocate({layer: rate**exponent for layer, rate in activity.items()}, budget_for(mean, len(activity)), limits)
+    return allocate(_powers(activity, exponent), budget_for(mean, len(activity)), limits)
+
+
+def by_damage(damage: Mapping[str, Mapping[int, float]], mean: float, limit: int) -> TimeWindows:
+    """Windows that minimise the sum of the layers' measured damage, `Σ_l d_l(T_l)`, at a target mean, no window above `limit`; exact.
+
+    damage: per layer, damage at some probe windows (see `measure_damage`); between and beyond them it is taken as a power of `T`, the
+    exponent beyond the last probe being that of quantisation noise, -2, and never rising with `T`. Dynamic programming over the budget.
+    """
+    layers, budget = list(damage), budget_for(mean, len(damage))
+    if budget < len(layers):
+        raise TeasError(f"a budget of {budget} steps is too small for {len(layers)} layers: each needs at least one")
+    best = [0.0] + [math.inf] * budget  # least damage of the layers so far with exactly this many steps
+    choices: list[list[int]] = []
+    for layer in layers:
+        cost = [_interpolated(damage[layer], steps) for steps in range(1, limit + 1)]
+        chosen, after = [0] * (budget + 1), [math.inf] * (budget + 1)
+        for total in range(1, budget + 1):
+            for steps in range(1, min(limit, total) + 1):
+                value = best[total - steps] + cost[steps - 1]
+                if value < after[total]:
+                    chosen[total], after[total] = steps, value
+        best, choices = after, [*choices, chosen]
+    total = min(range(budget + 1), key=lambda steps: best[steps])
+    windows: dict[str, int] = {}
+    for layer, chosen in zip(reversed(layers), reversed(choices), strict=True):
+        windows[layer] = chosen[total]
+        total -= chosen[total]
+    return TimeWindows({layer: windows[layer] for layer in layers})
+
+
+def _interpolated(points: Mapping[int, float], steps: int) -> float:
+    """Damage at any window from that at the probes, on log-log axes."""
+    tiny = 1e-12
+    known = sorted((window, max(value, tiny)) for window, value in points.items())
+    for index in range(1, len(known)):  # more steps never do more damage: what rises is noise of the measurement
+        known[index] = (known[index][0], min(known[index][1], known[index - 1][1]))
+    low = [point for point in known if point[0] <= steps] or known[:1]
+    high = [point for point in known if point[0] >= steps]
+    (a, x), (b, y) = low[-1], high[0] if high else low[-1]
+    if not high or a > steps:
+        return x * (a / steps) ** 2
+    return x if a == b else x * (y / x) ** (math.log(steps / a) / math.log(b / a))
 
 
 def initial(activity: Mapping[str, float], window: int, exponent: float = 1.0) -> TimeWindows:
-    """The paper's start: the most active layer keeps `window` steps, the others `T_l = round(T · (Act_l / max Act)^exponent)`, at least 1."""
-    peak = max(activity.values())
-    if peak <= 0:
+    """The paper's start: the most active layer keeps `window` steps, the others `T_l = round(T · (Act_l / max Act)^exponent)`, at least 1.
+
+    A negative exponent turns the rule round: the least active layer keeps its window. Raises `TeasError` where no layer fires.
+    """
+    if max(activity.values()) <= 0:
         raise TeasError("no layer fires at all: lower the thresholds or check the scale of the input before windows can follow activity")
-    return TimeWindows({layer: max(1, math.floor(window * (rate / peak) ** exponent + 0.5)) for layer, rate in activity.items()})
+    powers = _powers(activity, exponent)
+    return TimeWindows({layer: max(1, math.floor(window * power / max(powers.values()) + 0.5)) for layer, power in powers.items()})
+
+
+def _powers(activity: Mapping[str, float], exponent: float) -> dict[str, float]:
+    return {layer: max(rate, 1e-6 if exponent < 0 else 0.0) ** exponent for layer, rate in activity.items()}
 
 
 def adjust(windows: TimeWindows, activity: Mapping[str, float], goal: Mapping[str, int], layers: int, fraction: float) -> TimeWindows:

@@ -178,3 +178,17 @@ class LIF(IF):
         if not 0 < leak <= 1:
             raise TeasError(f"leak is {leak}; it must be in (0, 1], where 1 is no leak")
         self.leak = leak
+
+
+class Amplitude(nn.Module):
+    """What one spike carries: its value, a number or one per channel (axis 1). Converted layers send `θ` a spike, so that `θ·n/T` is an activation."""
+
+    def __init__(self, value: Tensor):
+        super().__init__()
+        if isinstance(value, nn.Parameter):
+            self.value: Tensor = value
+        else:
+            self.register_buffer("value", value)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return spikes * (self.value if self.value.dim() == 0 else self.value.view(-1, *[1] * (spikes.dim() - 2)))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from teas.spiking.neuron import Amplitude
 from teas.spiking.trace import Layer, Operation, Ref, map_refs
 
 _Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -17,11 +18,12 @@ _Dropout = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _HOMOGENEOUS_MODULES = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ReLU,
-    nn.PixelShuffle, nn.Upsample, *_Dropout,
+    nn.PixelShuffle, nn.ZeroPad2d, nn.ChannelShuffle, Amplitude, nn.Upsample, *_Dropout,
 )  # fmt: skip
 _HOMOGENEOUS_NAMES = {
     "add", "iadd", "sub", "cat", "concat", "stack", "flatten", "view", "reshape", "permute", "transpose", "contiguous", "squeeze", "unsqueeze",
     "mean", "sum", "getitem", "relu", "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "_max_pool2d", "boolean_dispatch", "chunk", "split", "dropout",
+    "max_pool2d_with_indices", "fn",
 }  # fmt: skip
 
 

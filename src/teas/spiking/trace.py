@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from teas.errors import TeasError
-from teas.spiking.neuron import IF
+from teas.spiking.neuron import IF, Amplitude
 
 INPUT = "input"
 READOUT = "readout"
@@ -62,10 +62,10 @@ class Layer:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return isinstance(module, IF) or super().is_leaf_module(module, path)
+        return isinstance(module, (IF, Amplitude)) or super().is_leaf_module(module, path)
 
 
-def _untraceable(module: nn.Module, error: Exception) -> TeasError:
+def untraceable(module: nn.Module, error: Exception) -> TeasError:
     """The line of the user's own code that breaks tracing, and what to do about it."""
     library = (torch.__path__[0], __file__)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(library) and "/teas/spiking/" not in f.filename]
@@ -91,7 +91,7 @@ def cut(module: nn.Module) -> tuple[Layer, ...]:
     except TeasError:
         raise
     except Exception as error:  # the module's own code runs here and may raise anything
-        raise _untraceable(module, error) from error
+        raise untraceable(module, error) from error
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if len([node for node in inputs if not node.args]) != 1:
         raise TeasError(f"{type(module).__name__}.forward takes {len(inputs)} inputs; a spiking network has exactly one")
