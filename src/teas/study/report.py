@@ -12,6 +12,7 @@ from teas.study import figures
 from teas.study.energy import REGIMES
 from teas.study.experiment import open_run, read_metrics
 
+CONVERSION_HEADER = ["allocator", "mean window", "accuracy %", "p against uniform", "op-weighted", "max", "sum", "Mops/image"]
 HEADER = ["network", "accuracy %", "mean window", "op-weighted", "max", "sum", "spikes/image", "nJ FP32", "nJ INT8"]
 
 
@@ -20,8 +21,26 @@ def _figure(pair: list[float], digits: int) -> str:
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}" if deviation else f"{mean:.{digits}f}"
 
 
+def is_conversion(metrics: dict[str, Any]) -> bool:
+    """Whether the figures are those of a comparison of conversions."""
+    return metrics.get("kind") == "conversion"
+
+
+def header(metrics: dict[str, Any]) -> list[str]:
+    """Names of the columns of the result table."""
+    return CONVERSION_HEADER if is_conversion(metrics) else HEADER
+
+
 def table_rows(metrics: dict[str, Any]) -> list[list[str]]:
-    """One row an arm: accuracy, windows, spikes and energy, mean ± standard deviation over the seeds."""
+    """One row an arm: accuracy, windows, spikes and energy, mean ± standard deviation over the seeds; for conversions one an allocation."""
+    if is_conversion(metrics):
+        return [
+            [
+                row["allocator"], f"{row['mean']:.2f}", f"{row['accuracy']:.2f}", "" if row["p_value"] is None else f"{row['p_value']:.2g}",
+                f"{row['weighted']:.2f}", str(row["max"]), str(row["sum"]), f"{row['synaptic_operations'] / 1e6:.1f}",
+            ]
+            for row in metrics["rows"]
+        ]  # fmt: skip
     digits = {"accuracy": 2, "mean": 2, "weighted": 2, "max": 1, "sum": 1, "spikes": 0}
     return [
         [arm, *(_figure(found[key], digits[key]) for key in digits), *(f"{found['energy'][regime][0]:.1f}" for regime in ("FP32", "INT8"))]
@@ -31,6 +50,8 @@ def table_rows(metrics: dict[str, Any]) -> list[list[str]]:
 
 def findings(metrics: dict[str, Any]) -> list[str]:
     """What the figures say, in words, the controls that the adaptive windows did not beat included."""
+    if is_conversion(metrics):
+        return [_best_at(metrics, target) for target in dict.fromkeys(row["target"] for row in metrics["rows"])]
     arms = metrics["arms"]
     full, adaptive = arms["full"], arms["adaptive"]
     loss = full["accuracy"][0] - adaptive["accuracy"][0]
@@ -43,6 +64,17 @@ def findings(metrics: dict[str, Any]) -> list[str]:
         differences = [seed["adaptive"]["accuracy"] - seed[control]["accuracy"] for seed in seeds]
         lines.append(f"Against the {control} control of equal mean: {_verdict(differences)}")
     return lines
+
+
+def _best_at(metrics: dict[str, Any], target: float) -> str:
+    """Which allocator is best at a mean window, and whether it beats the uniform one."""
+    rows = {row["allocator"]: row for row in metrics["rows"] if row["target"] == target}
+    best = max(rows.values(), key=lambda row: row["accuracy"])
+    text = f"Mean window {target:g}: {best['allocator']} is best with {best['accuracy']:.2f} %"
+    if "uniform" not in rows or best["allocator"] == "uniform":
+        return text + "."
+    verdict = "significant" if best["p_value"] < 0.05 else "not significant"
+    return f"{text}, uniform has {rows['uniform']['accuracy']:.2f} % (p = {best['p_value']:.2g}, {verdict})."
 
 
 def _verdict(differences: list[float]) -> str:
@@ -63,6 +95,11 @@ def _verdict(differences: list[float]) -> str:
 
 def note(metrics: dict[str, Any]) -> str:
     """How to read the table."""
+    if is_conversion(metrics):
+        return (
+            f"{metrics['samples']} test images, ANN {metrics['ann_accuracy']:.2f} %; {metrics['semantics']['firing']} firing; nothing retrained, "
+            "thresholds and windows from training images. p: McNemar's exact test against the uniform windows of equal mean, on the same images."
+        )
     seed = next(iter(metrics["seeds"].values()))["full"]
     return (
         f"{seed['samples']} test images, mean ± standard deviation over {len(metrics['seeds'])} seed(s). A layer waits for the whole train of its "
@@ -77,41 +114,54 @@ def write_report(folder: Path) -> Path:
 
     experiment, _ = open_run(folder)
     metrics = read_metrics(folder)
-    raster = json.loads((folder / "raster.json").read_text())
-    drawn = {
-        "windows": (
-            "Windows and activity",
-            figures.windows_beside_activity,
-            metrics,
-            "Time window of each layer after adapting (bars), beside its activity before (line). First seed.",
-        ),
-        "tradeoff": (
-            "Accuracy against mean window",
-            figures.accuracy_against_window,
-            metrics,
-            "Curves: the trained network's windows swapped at inference, nothing retrained, on held-out training data, first seed. "
-            "Points: after retraining, on test data, all seeds.",
-        ),
-        "raster": (
-            "One image through the layers",
-            figures.spike_raster,
-            raster,
-            f"First test image (a {raster['label']}, taken for a {raster['prediction']}): every layer runs its own window.",
-        ),
-    }
     shown = []
-    for name, (title, draw, content, caption) in drawn.items():
+    for name, (title, draw, content, caption) in _pictures(metrics, folder).items():
         write_atomically(folder / "figures" / f"{name}.png", figures.to_png(draw(content)))
         shown.append({"title": title, "svg": figures.to_svg(draw(content)), "caption": caption})
-    energy_rows = [[arm, *(f"{found['energy'][regime][0]:.1f}" for regime in REGIMES)] for arm, found in metrics["arms"].items()]
-    full = metrics["arms"]["full"]
-    energy_rows.append(["ANN of the same shape", *(f"{full['ann_energy'][regime][0]:.1f}" for regime in REGIMES)])
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(resources.files("teas.study").joinpath("report.html.j2").read_text())
     page = template.render(
-        experiment=experiment, findings=findings(metrics), header=HEADER, rows=table_rows(metrics), note=note(metrics), figures=shown,
-        regimes=list(REGIMES), energy_rows=energy_rows, environment=(folder / "environment.json").read_text(),
+        experiment=experiment, findings=findings(metrics), header=header(metrics), rows=table_rows(metrics), note=note(metrics), figures=shown,
+        regimes=list(REGIMES), energy_rows=_energy_rows(metrics), environment=(folder / "environment.json").read_text(),
         config=json.dumps(json.loads((folder / "config.json").read_text())["experiment"], indent=1),
     )  # fmt: skip
     write_atomically(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _pictures(metrics: dict[str, Any], folder: Path) -> dict[str, tuple[str, Any, Any, str]]:
+    """Per picture: title, how it is drawn, from what, and its caption."""
+    if is_conversion(metrics):
+        return {
+            "tradeoff": (
+                "Accuracy against mean window, nothing retrained", figures.conversion_tradeoff, metrics,
+                "The same converted network at windows of equal mean, on test images.",
+            ),
+            "damage": (
+                "Activity and measured damage", figures.activity_and_damage, metrics,
+                "Activity of each layer, and what cutting that layer alone to 4 steps does to the output.",
+            ),
+        }  # fmt: skip
+    raster = json.loads((folder / "raster.json").read_text())
+    return {
+        "windows": (
+            "Windows and activity", figures.windows_beside_activity, metrics,
+            "Time window of each layer after adapting (bars), beside its activity before (line). First seed.",
+        ),
+        "tradeoff": (
+            "Accuracy against mean window", figures.accuracy_against_window, metrics,
+            "Curves: the trained network's windows swapped at inference, nothing retrained, on held-out training data, first seed. "
+            "Points: after retraining, on test data, all seeds.",
+        ),
+        "raster": (
+            "One image through the layers", figures.spike_raster, raster,
+            f"First test image (a {raster['label']}, taken for a {raster['prediction']}): every layer runs its own window.",
+        ),
+    }  # fmt: skip
+
+
+def _energy_rows(metrics: dict[str, Any]) -> list[list[str]]:
+    if is_conversion(metrics):
+        return []
+    rows = [[arm, *(f"{found['energy'][regime][0]:.1f}" for regime in REGIMES)] for arm, found in metrics["arms"].items()]
+    return [*rows, ["ANN of the same shape", *(f"{metrics['arms']['full']['ann_energy'][regime][0]:.1f}" for regime in REGIMES)]]

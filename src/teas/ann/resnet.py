@@ -1,0 +1,43 @@
+"""ResNets for 32 x 32 images (He et al., 2016, section 4.2): 6n + 2 layers, shortcuts without parameters."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions; where the shape changes, the shortcut takes every second pixel and pads channels with zeros."""
+
+    def __init__(self, before: int, after: int, stride: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
+        self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
+        self.stride, self.padding = stride, (after - before) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = x if self.stride == 1 else F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+        return F.relu(y + shortcut)
+
+
+class CifarResNet(nn.Module):
+    """ResNet-20 (n = 3 blocks a stage, 16-32-64 channels) and its relatives; weights of the common PyTorch checkpoints fit its names."""
+
+    def __init__(self, classes: int, blocks: int = 3, width: int = 16):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.layer1 = self._stage(width, width, blocks, 1)
+        self.layer2 = self._stage(width, 2 * width, blocks, 2)
+        self.layer3 = self._stage(2 * width, 4 * width, blocks, 2)
+        self.linear = nn.Linear(4 * width, classes)
+
+    @staticmethod
+    def _stage(before: int, after: int, blocks: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(Block(before, after, stride), *[Block(after, after, 1) for _ in range(blocks - 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        out: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return out

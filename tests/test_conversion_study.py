@@ -1,0 +1,115 @@
+"""Foreign weights, and the comparison of conversions from data folder to report, on a small copy of CIFAR-10's format."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy import stats
+from torch import nn
+
+import teas
+from teas.ann.resnet import CifarResNet
+from teas.exchange.weights import load_weights
+from teas.study import config
+from teas.study.conversion import paired_p_value
+from teas.study.experiment import load_run, run
+from teas.study.report import findings, table_rows, write_report
+
+
+def test_weights_in_each_wrapping(tmp_path):
+    torch.manual_seed(0)
+    source = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    state = source.state_dict()
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, tmp_path / "a.th")
+    save_file(state, tmp_path / "b.safetensors")
+    for name in ("a.th", "b.safetensors"):
+        target = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+        load_weights(target, tmp_path / name)
+        assert torch.equal(target[0].weight, source[0].weight)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("code of a stranger ran",))
+
+
+def test_foreign_weights_are_refused_clearly(tmp_path, capsys):
+    (tmp_path / "bomb.th").write_bytes(pickle.dumps({"state_dict": Bomb()}))
+    (tmp_path / "short.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    torch.save({"weight": torch.zeros(9)}, tmp_path / "other.th")
+    torch.save([1, 2], tmp_path / "list.th")
+    for name, message in {
+        "bomb.th": "can't be read as plain weights",
+        "short.safetensors": "can't be read as plain weights",
+        "other.th": "missing bias",
+        "list.th": "missing weight",
+        "gone.th": "do not exist",
+    }.items():
+        with pytest.raises(teas.TeasError, match=message):
+            load_weights(nn.Linear(3, 2), tmp_path / name)
+    assert "stranger" not in capsys.readouterr().out
+
+
+def test_resnet20_has_the_published_size():
+    assert sum(p.numel() for p in CifarResNet(10).parameters()) == 269_722
+    assert len(teas.convert(CifarResNet(10), [torch.randn(2, 3, 32, 32)], threshold="maximum").layers) == 19
+
+
+def test_paired_test_against_scipy():
+    torch.manual_seed(0)
+    ours, theirs = torch.rand(500) < 0.9, torch.rand(500) < 0.8
+    gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    assert paired_p_value(ours, theirs) == pytest.approx(min(1.0, 2 * stats.binom.sf(max(gained, lost) - 1, gained + lost, 0.5)))
+    assert paired_p_value(ours, ours) == 1.0
+
+
+TEXT = """
+name = "tiny"
+claim = "The whole road of a conversion."
+[data]
+name = "cifar10"
+validation = 20
+[conversion]
+weights = "ann.th"
+calibration = 100
+probe = 100
+threshold = "maximum"
+means = [8, 2]
+allocators = ["uniform", "activity", "shuffled"]
+"""
+
+
+def test_a_comparison_of_conversions_end_to_end(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "cifar-10-batches-bin").mkdir()
+    for name, n in [*((f"data_batch_{i}", 60) for i in range(1, 6)), ("test_batch", 40)]:
+        rows = generator.integers(0, 256, (n, 3073), np.uint8)
+        rows[:, 0] = np.arange(n) % 10
+        rows.tofile(tmp_path / f"cifar-10-batches-bin/{name}.bin")
+    torch.manual_seed(0)
+    torch.save(CifarResNet(10).state_dict(), tmp_path / "ann.th")
+    metrics = run(config.parse(TEXT, "test"), tmp_path / "out", data_folder=tmp_path)
+    assert [(row["allocator"], row["target"]) for row in metrics["rows"]] == [(a, m) for m in (8.0, 2.0) for a in ("uniform", "activity", "shuffled")]
+    for row in metrics["rows"]:
+        assert row["mean"] <= row["target"]
+        assert row["sum"] == sum(row["windows"].values())  # one chain: the shortcuts are never longer
+        assert (row["p_value"] is None) == (row["allocator"] == "uniform")
+    assert json.loads((tmp_path / "out/metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    page = write_report(tmp_path / "out").read_text()
+    assert "activity" in page
+    assert len(table_rows(metrics)) == 6
+    assert "Mean window 2" in findings(metrics)[1]
+    with pytest.raises(teas.TeasError, match="no single network"):
+        load_run(tmp_path / "out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("conversion.allocators=['guess']", "uniform, damage"), ("conversion.means=[0.5]", "at least one step"), ("conversion.weight='x'", "did you mean 'weights'")],
+)
+def test_bad_conversions_are_refused(change, message):
+    with pytest.raises(teas.TeasError, match=message):
+        config.parse(TEXT, "test", (change,))
