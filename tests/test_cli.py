@@ -165,9 +165,12 @@ def test_two_processes_run_one_experiment(folder):
 
 
 def test_an_expectation_that_is_not_met_is_exit_code_1(folder):
-    done = teas("run", "small.toml", "--out", "hopeful", "--set", "expect.accuracy=100.5", "--set", "seeds=[0]", "--set", "controls=[]", cwd=folder)
+    done = teas(
+        "run", "small.toml", "--out", "hopeful", "--set", "expect.accuracy=100.5", "--set", "seeds=[0]", "--set", "controls=[]", "--tensorboard", cwd=folder
+    )
     assert done.returncode == 1
     assert "not met" in done.stderr
+    assert list((folder / "hopeful-tensorboard").glob("events*"))
 
 
 @pytest.mark.parametrize(

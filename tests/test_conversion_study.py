@@ -108,7 +108,11 @@ def test_a_comparison_of_conversions_end_to_end(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("conversion.allocators=['guess']", "uniform, damage"), ("conversion.means=[0.5]", "at least one step"), ("conversion.weight='x'", "did you mean 'weights'")],
+    [
+        ("conversion.allocators=['guess']", "uniform, damage"),
+        ("conversion.means=[0.5]", "at least one step"),
+        ("conversion.weight='x'", "did you mean 'weights'"),
+    ],
 )
 def test_bad_conversions_are_refused(change, message):
     with pytest.raises(teas.TeasError, match=message):

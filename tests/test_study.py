@@ -131,6 +131,19 @@ def test_missing_empty_and_foreign_folders_are_refused(tmp_path):
         datasets.load("mnist", tmp_path, validation=30)
 
 
+def test_a_failed_download_says_so(tmp_path, monkeypatch):
+    import torchvision
+
+    def unreachable(*_, **__):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", unreachable)
+    with pytest.raises(teas.TeasError, match="downloading 'mnist' into"):
+        datasets.load("mnist", tmp_path, validation=10, download=True)
+    with pytest.raises(teas.TeasError, match="can't be downloaded"):
+        datasets.load("image_folder", tmp_path, validation=10, download=True)
+
+
 def test_shuffling_depends_on_seed_and_epoch_alone():
     data = datasets.load("digits", None, validation=100)
     batches = datasets.loader(data.train, 64, shuffle_seed=1)
