@@ -3,17 +3,32 @@
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_example_runs(tmp_path, monkeypatch, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    assert len(blocks) == 1
-    assert len(blocks[0].strip().splitlines()) <= 12
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+
+
+def test_the_first_example_is_short_and_runs(tmp_path, monkeypatch, capsys):
+    assert len(BLOCKS[0].strip().splitlines()) <= 12
     monkeypatch.chdir(tmp_path)
-    exec(compile(blocks[0], "README.md", "exec"), {})
+    exec(compile(BLOCKS[0], "README.md", "exec"), {})
     assert "torch.Size([16, 10]) 5.0" in capsys.readouterr().out
     assert (tmp_path / "network.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore:at 64 steps")  # random weights
+def test_the_conversion_example_runs(capsys):
+    torch.manual_seed(0)
+    exec(compile(BLOCKS[1], "README.md", "exec"), {})
+    assert "threshold" in capsys.readouterr().out
+
+
+def test_no_example_is_left_out():
+    assert len(BLOCKS) == 2
 
 
 def test_every_experiment_of_the_readme_exists():
