@@ -35,7 +35,8 @@ def windows_beside_activity(metrics: dict[str, Any]) -> Figure:
     layers = list(adaptive["windows"])
     figure, axes = _axes()
     bars = axes.bar(range(len(layers)), [adaptive["windows"][layer] for layer in layers], color="#E69F00", width=0.6, label="time window")
-    axes.bar_label(bars, label_type="center", weight="bold")
+    for position, layer in enumerate(layers):  # at the foot, clear of the line
+        axes.text(position, 0.02 * max(adaptive["windows"].values()), adaptive["windows"][layer], ha="center", va="bottom", weight="bold")
     axes.set(xlabel="layer", ylabel="time window (steps)", xticks=range(len(layers)), xticklabels=layers)
     axes.margins(y=0.15)
     right = axes.twinx()
