@@ -3,6 +3,7 @@
 from teas._version import __version__
 from teas.adapt.activity import LayerActivity, measure_activity
 from teas.adapt.training import Adjustment, Stage, run_stage
+from teas.engine import choose_engine
 from teas.errors import TeasError
 from teas.exchange.native import load_network, save_network
 from teas.spiking.network import LayerRecord, Output, Semantics, SpikingNetwork
@@ -22,6 +23,7 @@ __all__ = [
     "TeasError",
     "TimeWindows",
     "__version__",
+    "choose_engine",
     "load_network",
     "measure_activity",
     "run_stage",

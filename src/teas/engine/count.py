@@ -1,0 +1,206 @@
+"""Two-phase firing on spike counts: one pass of the synapses and a closed form per layer, whatever the windows are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from teas.engine.contract import Run, check_runnable
+from teas.engine.int8 import MAX_BYTE, Int8Compiler, exact_kernels
+from teas.engine.plan import Compiler, Step, compile_step
+from teas.errors import TeasError
+from teas.spiking.coding import encode
+from teas.spiking.network import LayerRecord, Output, Record, SpikingNetwork
+from teas.spiking.neuron import IF
+from teas.spiking.trace import INPUT, Layer
+
+
+@dataclass(frozen=True)
+class CountEngine:
+    """`n = clip(floor((v0·θ + Σz)/θ), 0, T')` with `Σz` from one pass of the synapses on spike counts; cost and memory do not depend on T.
+
+    fold: fold batch norms and every threshold into the weights before them, which changes their rounding in float32; without it only
+    thresholds that are powers of two are folded, and counts equal the reference's exactly wherever float32 sums are exact (dyadic weights).
+    int8: run convolutions and linear maps of counts on 8-bit integer kernels where their weights are 8-bit integers times a power of two
+    (see `quantise`): counts are then exact integers. Other synapses stay in float32; `fallbacks` says which and why.
+    """
+
+    name: str = "count"
+    fold: bool = False
+    int8: bool = False
+
+    def why_not(self, network: SpikingNetwork, device: torch.device) -> list[str]:
+        """Reasons: immediate firing, training mode, another device than the CPU, another type than float32, no 8-bit weights for `int8`."""
+        reasons = []
+        if network.semantics.firing != "two_phase":
+            reasons.append(f"it needs firing 'two_phase', the network has {network.semantics.firing!r}")
+        if any(module.training for module in network.module.modules()):
+            reasons.append("the network is in training mode: call network.eval()")
+        if device.type != "cpu":
+            reasons.append(f"it runs on the CPU only, not on {device.type}")
+        tensors = [*network.module.parameters(), *network.module.buffers()]
+        if strange := sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point() and t.dtype != torch.float32}):
+            reasons.append(f"it computes in float32, the network has {', '.join(strange)}")
+        if any(t.device.type != "cpu" for t in tensors):
+            reasons.append("its weights are not on the CPU: network.to('cpu')")
+        if self.int8 and not reasons:
+            if not exact_kernels():
+                reasons.append("the 8-bit kernels of this build of torch on this CPU are missing or not exact")
+            elif not any(isinstance(plan.compiler, Int8Compiler) and plan.compiler.on_int8 for plan in self._plans(network, "nothing")):
+                first = next(iter(self.fallbacks(network).items()), ("the network", "it has no convolution or linear map of counts"))
+                reasons.append(f"nothing in it can run on 8-bit kernels ({first[0]}: {first[1]})")
+        return reasons
+
+    def fallbacks(self, network: SpikingNetwork) -> dict[str, str]:
+        """Operations `layer/operation` that `int8` leaves in float32, each with its reason; empty without `int8`."""
+        found = {}
+        for plan in self._plans(network, "nothing"):
+            if isinstance(plan.compiler, Int8Compiler):
+                found.update({f"{plan.layer.name}/{operation}": reason for operation, reason in plan.compiler.refused.items()})
+        return found
+
+    def prepare(self, network: SpikingNetwork, keep: str = "potentials") -> Run:
+        """See `Engine.prepare`. Weights, windows and thresholds are taken as they are now: prepare again after a change."""
+        check_runnable(self, network, torch.device("cpu"), keep)
+        plans, encoding = self._plans(network, keep), network.semantics.encoding
+
+        @torch.inference_mode()
+        def run(inputs: Tensor) -> Output:
+            if not inputs.isfinite().all():
+                raise TeasError(f"the input of shape {tuple(inputs.shape)} has NaN or infinite values; clean the data first")
+            return _run(plans, inputs, encoding, keep)
+
+        return run
+
+    def _plans(self, network: SpikingNetwork, keep: str) -> list[LayerPlan]:
+        last_reader = {source: layer.name for layer in network.layers for source in layer.sources}
+        plans = []
+        for layer in network.layers:
+            plan = plan_layer(layer, network, self, keep)
+            plan.frees = tuple(source for source in layer.sources if last_reader[source] == layer.name and source != INPUT)
+            plans.append(plan)
+        return plans
+
+
+@dataclass
+class LayerPlan:
+    """A layer ready to run: its steps and its neurons; `frees` names the layers whose counts nobody reads after it."""
+
+    layer: Layer
+    compiler: Compiler
+    steps: list[Step]
+    neurons: IF | None
+    threshold: Tensor
+    offset: Tensor | None  # v0·θ where it is still to be added
+    divide: bool  # whether the division by θ is still to be done
+    fused: Callable[[dict[str, Tensor]], Tensor] | None = None  # counts of the sources to counts, in one kernel
+    frees: tuple[str, ...] = ()
+
+
+def plan_layer(layer: Layer, network: SpikingNetwork, engine: CountEngine, keep: str) -> LayerPlan:
+    """Compile one layer; a readout is left as the reference runs it, on rates."""
+    readout = layer.neurons is None
+    window = 1 if readout else network.windows[layer.name]
+    kind = Int8Compiler if engine.int8 and not readout else Compiler
+    # Beside integer kernels the few float32 operations keep the reference's own order of sums, so that the counts stay the same.
+    compiler = kind(layer, network, window, fold=engine.fold, channels_last=not (engine.int8 or readout))
+    compiler.counts = {source: network.windows[source] for source in layer.sources if source != INPUT}
+    compiler.charges = {INPUT} & set(layer.sources)
+    if readout:
+        return LayerPlan(layer, compiler, [compile_step(compiler, o) for o in layer.synapses], None, torch.ones(()), None, False)
+    neurons = network.neurons(layer.name)
+    threshold = neurons.threshold.detach()
+    absorb_division = keep != "potentials" and (engine.fold or _is_power_of_two(threshold)) and not engine.int8
+    direct, summed = compiler.absorbing(layer.current, False), compiler.absorbing(layer.current, True)
+    compiler.absorber = direct or summed
+    if threshold.dim() and compiler.absorber and isinstance(compiler.child(compiler.operations[compiler.absorber]), nn.Linear):
+        compiler.absorber = None  # its features need not be the channels that thresholds belong to
+    exact_order = engine.int8 and INPUT in layer.sources
+    if compiler.absorber and not exact_order:
+        compiler.offset = neurons.v0 * threshold if neurons.v0 else None
+        compiler.divisor = threshold if absorb_division and direct else None
+    absorbed = compiler.absorber is not None and not exact_order
+    steps = [compile_step(compiler, operation) for operation in layer.synapses]
+    offset = None if absorbed or not neurons.v0 else neurons.v0 * threshold
+    plan = LayerPlan(layer, compiler, steps, neurons, threshold, offset, compiler.divisor is None)
+    if isinstance(compiler, Int8Compiler) and keep != "potentials":
+        plan.fused = compiler.fuse(steps, threshold)
+    return plan
+
+
+def _is_power_of_two(threshold: Tensor) -> bool:
+    return bool((torch.frexp(threshold).mantissa == 0.5).all())
+
+
+def _run(plans: list[LayerPlan], inputs: Tensor, encoding: str, keep: str) -> Output:
+    counts: dict[str, Tensor] = {}
+    record: Record = {}
+    for plan in plans:
+        values = {source: counts[source] for source in plan.layer.sources if source != INPUT}
+        for source in plan.frees:
+            del counts[source]
+        if plan.fused is not None:
+            count, potential = plan.fused(values), None
+        else:
+            charge = _charge(plan, values, inputs, encoding)
+            if plan.neurons is None:
+                return Output(charge, record)
+            count, potential = _fire(plan, charge, keep)
+        counts[plan.layer.name] = count
+        if keep != "nothing":
+            record[plan.layer.name] = _recorded(plan, count, potential)
+    return Output(count.to(torch.float32).contiguous() / plan.compiler.window, record)
+
+
+def _charge(plan: LayerPlan, values: dict[str, Tensor], inputs: Tensor, encoding: str) -> Tensor:
+    """`Σ_t z(t)` of a layer over its window, or the result of a readout."""
+    window = plan.compiler.window
+    if INPUT in plan.layer.sources:
+        if plan.neurons is None:
+            values[INPUT] = inputs
+        else:
+            values[INPUT] = inputs * window if encoding == "direct" else encode(inputs, window, encoding).sum(0)
+        if inputs.dim() == 4 and plan.compiler.channels_last:
+            values[INPUT] = values[INPUT].contiguous(memory_format=torch.channels_last)
+    for step in plan.steps:
+        values[step.name] = step.run(values)
+        for name in step.frees:
+            del values[name]
+    charge: Tensor = plan.compiler.charge(values, plan.layer.current)
+    return charge
+
+
+def _fire(plan: LayerPlan, charge: Tensor, keep: str) -> tuple[Tensor, Tensor | None]:
+    """The closed form of two-phase firing; overwrites the charge where nothing else needs its memory."""
+    assert plan.neurons is not None
+    theta = plan.threshold if plan.threshold.dim() == 0 else plan.neurons.threshold_for(charge).detach()
+    in_place = plan.layer.current in plan.compiler.fresh
+    if plan.offset is not None:
+        offset = plan.offset.view(theta.shape)
+        charge = charge.add_(offset) if in_place else charge + offset
+        in_place = True
+    potential = charge if keep == "potentials" else None
+    if potential is not None or not in_place:
+        count = (charge / theta if plan.divide else charge.clone()).floor_()
+    else:
+        count = (charge.div_(theta) if plan.divide else charge).floor_()
+    count.clamp_(0, plan.compiler.window)
+    if isinstance(plan.compiler, Int8Compiler) and plan.compiler.window <= MAX_BYTE:
+        count = count.to(torch.uint8)
+    return count, potential
+
+
+def _recorded(plan: LayerPlan, count: Tensor, potential: Tensor | None) -> LayerRecord:
+    """A layer's record; the sums over its spikes as in `run_two_phase`."""
+    count = count.to(torch.float32)
+    if potential is None:
+        empty = count.new_empty(0)
+        return LayerRecord(plan.compiler.window, count, empty, empty)
+    assert plan.neurons is not None
+    theta = plan.neurons.threshold_for(potential).detach()
+    fired = count * potential - theta * count * (count - 1) / 2
+    mean_potential = torch.where(count > 0, fired / count.clamp_min(1), 0)
+    return LayerRecord(plan.compiler.window, count, mean_potential, potential - count * theta)
