@@ -11,9 +11,14 @@ from teas.engine.reference import ReferenceEngine
 from teas.spiking.network import SpikingNetwork
 
 __all__ = ["ENGINES", "CountEngine", "Engine", "ReferenceEngine", "choose", "choose_engine", "quantise"]
-ENGINES: tuple[Engine, ...] = (CountEngine("count_int8", int8=True), CountEngine(), ReferenceEngine())  # fastest first
+ENGINES: tuple[Engine, ...] = (
+    CountEngine("count_int8", int8=True),
+    CountEngine(),
+    CountEngine("count_reordered", reorder=True),
+    ReferenceEngine(),
+)  # in the order of `auto`
 
 
 def choose_engine(network: SpikingNetwork, device: torch.device | str = "cpu", name: str = "auto") -> Engine:
-    """The engine of that name, or the fastest that can run the network on the device: `choose` over all engines."""
+    """The engine of that name, or the first of `ENGINES` that can run the network on the device: `choose` over all engines."""
     return choose(network, device, name, ENGINES)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from teas.engine.contract import Run, check_runnable
 from teas.engine.int8 import MAX_BYTE, Int8Compiler, exact_kernels
@@ -22,14 +22,16 @@ from teas.spiking.trace import INPUT, Layer
 class CountEngine:
     """`n = clip(floor((v0·θ + Σz)/θ), 0, T')` with `Σz` from one pass of the synapses on spike counts; cost and memory do not depend on T.
 
-    fold: fold batch norms and every threshold into the weights before them, which changes their rounding in float32; without it only
-    thresholds that are powers of two are folded, and counts equal the reference's exactly wherever float32 sums are exact (dyadic weights).
+    By default every float32 operation is the reference's own, on the same values in the same memory layout, and so are the counts.
+    reorder: fold batch norms, initial potentials and thresholds that are powers of two into the weights before them, and lay images out
+    channels last. Faster; sums are rounded in another order, so that counts flip where a potential is within rounding of a multiple of θ, and
+    layers downstream amplify a flip. On dyadic weights without batch norm, where sums are exact, nothing flips.
     int8: run convolutions and linear maps of counts on 8-bit integer kernels where their weights are 8-bit integers times a power of two
     (see `quantise`): counts are then exact integers. Other synapses stay in float32; `fallbacks` says which and why.
     """
 
     name: str = "count"
-    fold: bool = False
+    reorder: bool = False
     int8: bool = False
 
     def why_not(self, network: SpikingNetwork, device: torch.device) -> list[str]:
@@ -50,8 +52,8 @@ class CountEngine:
             if not exact_kernels():
                 reasons.append("the 8-bit kernels of this build of torch on this CPU are missing or not exact")
             elif not any(isinstance(plan.compiler, Int8Compiler) and plan.compiler.on_int8 for plan in self._plans(network, "nothing")):
-                first = next(iter(self.fallbacks(network).items()), ("the network", "it has no convolution or linear map of counts"))
-                reasons.append(f"nothing in it can run on 8-bit kernels ({first[0]}: {first[1]})")
+                found = sorted(set(self.fallbacks(network).values())) or ["it has no convolution or linear map"]
+                reasons.append(f"nothing in it can run on 8-bit kernels: {', '.join(found)}")
         return reasons
 
     def fallbacks(self, network: SpikingNetwork) -> dict[str, str]:
@@ -105,26 +107,21 @@ def plan_layer(layer: Layer, network: SpikingNetwork, engine: CountEngine, keep:
     readout = layer.neurons is None
     window = 1 if readout else network.windows[layer.name]
     kind = Int8Compiler if engine.int8 and not readout else Compiler
-    # Beside integer kernels the few float32 operations keep the reference's own order of sums, so that the counts stay the same.
-    compiler = kind(layer, network, window, fold=engine.fold, channels_last=not (engine.int8 or readout))
+    compiler = kind(layer, network, window, reorder=engine.reorder and not readout, contiguous=engine.int8 or (engine.reorder and readout))
     compiler.counts = {source: network.windows[source] for source in layer.sources if source != INPUT}
     compiler.charges = {INPUT} & set(layer.sources)
     if readout:
         return LayerPlan(layer, compiler, [compile_step(compiler, o) for o in layer.synapses], None, torch.ones(()), None, False)
     neurons = network.neurons(layer.name)
     threshold = neurons.threshold.detach()
-    absorb_division = keep != "potentials" and (engine.fold or _is_power_of_two(threshold)) and not engine.int8
     direct, summed = compiler.absorbing(layer.current, False), compiler.absorbing(layer.current, True)
-    compiler.absorber = direct or summed
-    if threshold.dim() and compiler.absorber and isinstance(compiler.child(compiler.operations[compiler.absorber]), nn.Linear):
-        compiler.absorber = None  # its features need not be the channels that thresholds belong to
-    exact_order = engine.int8 and INPUT in layer.sources
-    if compiler.absorber and not exact_order:
-        compiler.offset = neurons.v0 * threshold if neurons.v0 else None
-        compiler.divisor = threshold if absorb_division and direct else None
-    absorbed = compiler.absorber is not None and not exact_order
+    absorber = direct or summed
+    if absorber and compiler.may_absorb(absorber, threshold):
+        compiler.absorber, compiler.offset = absorber, neurons.v0 * threshold
+        if engine.reorder and direct and keep != "potentials" and _is_power_of_two(threshold) and not engine.int8:
+            compiler.divisor = threshold
     steps = [compile_step(compiler, operation) for operation in layer.synapses]
-    offset = None if absorbed or not neurons.v0 else neurons.v0 * threshold
+    offset = None if compiler.absorber else neurons.v0 * threshold
     plan = LayerPlan(layer, compiler, steps, neurons, threshold, offset, compiler.divisor is None)
     if isinstance(compiler, Int8Compiler) and keep != "potentials":
         plan.fused = compiler.fuse(steps, threshold)
@@ -163,7 +160,7 @@ def _charge(plan: LayerPlan, values: dict[str, Tensor], inputs: Tensor, encoding
             values[INPUT] = inputs
         else:
             values[INPUT] = inputs * window if encoding == "direct" else encode(inputs, window, encoding).sum(0)
-        if inputs.dim() == 4 and plan.compiler.channels_last:
+        if inputs.dim() == 4 and plan.compiler.reorder:
             values[INPUT] = values[INPUT].contiguous(memory_format=torch.channels_last)
     for step in plan.steps:
         values[step.name] = step.run(values)

@@ -135,6 +135,12 @@ class Int8Compiler(Compiler):
         scale = step.float()
         return lambda values: kernel(values[source], scale, bias, torch.float32)
 
+    def may_absorb(self, name: str, threshold: Tensor) -> bool:
+        """Integer kernels add in whole units, in any order alike."""
+        operation = self.operations[name]
+        on_counts = not self._why_not(self.child(operation), self.weight_and_bias(operation)[0], operation.inputs[0])
+        return (self.reorder or on_counts) and not (threshold.dim() and isinstance(self.child(operation), nn.Linear))
+
     def pack(self, child: nn.Module | None, integers: Tensor) -> ByteKernel:
         return _convolution(child, integers) if isinstance(child, nn.Conv2d) else _linear(integers)
 

@@ -41,14 +41,15 @@ class Compiler:
 
     counts: values that hold raw spike counts, with the window that they were counted in. charges: values in charge of the receiver's window.
     fresh: charges that no other value shares memory with, and that may therefore be overwritten.
-    window: T' of the receiver; 1 for a readout, whose sources are rates. fold: fold batch norms too, which is exact only up to rounding.
+    window: T' of the receiver; 1 for a readout, whose sources are rates. reorder: see `CountEngine`.
+    contiguous: undo the channels-last layout of counts, so that sums are rounded in the reference's order.
     """
 
     layer: Layer
     network: SpikingNetwork
     window: int
-    fold: bool = False
-    channels_last: bool = True
+    reorder: bool = False
+    contiguous: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     charges: set[str] = field(default_factory=set)
     fresh: set[str] = field(default_factory=set)
@@ -77,8 +78,10 @@ class Compiler:
         if name not in self.counts:
             return value
         value = value.to(torch.float32)
+        if self.contiguous:
+            value = value.contiguous()
         if self.layer.neurons is None:
-            return value.contiguous() / self.counts[name]
+            return value / self.counts[name]
         return value if self.counts[name] == self.window else value * (self.window / self.counts[name])
 
     def is_addition(self, operation: Operation) -> bool:
@@ -89,7 +92,7 @@ class Compiler:
     def norm_after(self, operation: Operation) -> Operation | None:
         """The batch norm to fold into a convolution: it alone reads the convolution's result."""
         readers = [other for other in self.layer.synapses if operation.name in other.inputs]
-        if self.fold and len(readers) == 1 and _is_affine(self.child(readers[0])) and isinstance(self.child(operation), CONVOLUTIONS):
+        if self.reorder and len(readers) == 1 and _is_affine(self.child(readers[0])) and isinstance(self.child(operation), CONVOLUTIONS):
             return readers[0]
         return None
 
@@ -113,6 +116,10 @@ class Compiler:
             bias = None if bias is None else bias / divisor
         return weight, bias
 
+    def may_absorb(self, name: str, threshold: Tensor) -> bool:
+        """Whether a convolution or linear map may take over `v0·θ`: rounding may change, and its features are what thresholds belong to."""
+        return self.reorder and not (threshold.dim() and isinstance(self.child(self.operations[name]), nn.Linear))
+
     def weighted(self, operation: Operation, source: str) -> Kernel:
         """A convolution or linear map as a kernel from a value to a charge."""
         child = self.child(operation)
@@ -120,7 +127,7 @@ class Compiler:
         if isinstance(child, nn.Linear):
             return lambda values: F.linear(self.charge(values, source), weight, bias)
         assert isinstance(child, CONVOLUTIONS)
-        if weight.dim() == 4 and self.channels_last:
+        if weight.dim() == 4 and self.reorder:
             weight = weight.contiguous(memory_format=torch.channels_last)
         return lambda values: child._conv_forward(self.charge(values, source), weight, bias)
 
@@ -190,7 +197,7 @@ def _charging(compiler: Compiler, operation: Operation, child: nn.Module | None,
     if isinstance(child, (*CONVOLUTIONS, nn.Linear)):
         compiler.fresh.add(operation.name)
         return compiler.weighted(operation, source)
-    if _is_affine(child):
+    if _is_affine(child) and compiler.reorder:
         if source in compiler.operations and compiler.norm_after(compiler.operations[source]) is operation:
             compiler.fresh.add(operation.name)
             return lambda values: values[source]  # folded into the convolution
