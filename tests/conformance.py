@@ -70,6 +70,11 @@ def no_synapses(m, x):
     return m.f2(a + a)
 
 
+def identities(m, x):
+    a = m.drop(m.f1(m.nothing(m.c1(m.nothing(x)))))
+    return m.nothing(m.f3(m.nothing(m.c3(m.nothing(m.f2(m.nothing(a)))) + m.nothing(a))))
+
+
 def skipped_input(m, x):
     return m.fc((m.f1(m.c1(x)) + x.mean(1, keepdim=True)).mean((2, 3)))
 
@@ -131,6 +136,7 @@ CASES = {
     "view and sum": (lambda: chain_of(view_and_sum, c3=conv(), fc=nn.Linear(4 * 7 * 9, 5)), (8, 8)),
     "no synapses": (lambda: Graph(no_synapses, f1=neurons(), f2=neurons(1.5)), (4, 8)),
     "input at the readout": (lambda: chain_of(skipped_input, fc=nn.Linear(4, 5)), (8,)),
+    "identities": (lambda: chain_of(identities, c3=conv(), nothing=nn.Identity(), drop=nn.Dropout()), (8, 4, 8)),
     "pooling": (pooled, (8, 8)),
     "pooling, T = 45": (pooled, (45, 45)),
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from teas.engine.contract import Run, check_runnable
 from teas.engine.int8 import MAX_BYTE, Int8Compiler, exact_kernels
-from teas.engine.plan import Compiler, Step, compile_step
+from teas.engine.plan import Compiler, Step, compile_step, without_identities
 from teas.errors import TeasError
 from teas.spiking.coding import encode
 from teas.spiking.network import LayerRecord, Output, Record, SpikingNetwork
@@ -104,6 +104,7 @@ class LayerPlan:
 
 def plan_layer(layer: Layer, network: SpikingNetwork, engine: CountEngine, keep: str) -> LayerPlan:
     """Compile one layer; a readout is left as the reference runs it, on rates."""
+    layer = without_identities(layer, network.module)
     readout = layer.neurons is None
     window = 1 if readout else network.windows[layer.name]
     kind = Int8Compiler if engine.int8 and not readout else Compiler

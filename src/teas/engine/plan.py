@@ -18,7 +18,8 @@ from teas.spiking.trace import Layer, Operation, Ref, map_refs
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Operations that pick or move counts and compute none: they commute with the change of windows, so that integers stay integers.
-_SELECTING_MODULES = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten, nn.Identity)
+_SELECTING_MODULES = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten)
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _SELECTING_NAMES = {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "cat", "concat"}
 _SIZE_NAMES = {"size", "dim", "getattr"}
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -145,6 +146,19 @@ class Compiler:
             found = (self.absorbing(before, through_sums) for before in operation.inputs)
             return next((before for before in found if before), None)
         return None
+
+
+def without_identities(layer: Layer, module: nn.Module) -> Layer:
+    """The layer without what does nothing in evaluation: identities, as folded norms leave them, and dropout."""
+    same: dict[str, str] = {}
+    kept = []
+    for operation in layer.synapses:
+        args, kwargs = map_refs((operation.args, operation.kwargs), Ref, lambda ref: Ref(same.get(ref.name, ref.name)))
+        if operation.kind == "call_module" and isinstance(module.get_submodule(str(operation.target)), _IDENTITIES):
+            same[operation.name] = args[0].name
+        else:
+            kept.append(replace(operation, args=args, kwargs=kwargs))
+    return replace(layer, synapses=tuple(kept), current=same.get(layer.current, layer.current))
 
 
 def _is_affine(child: nn.Module | None) -> bool:
