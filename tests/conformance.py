@@ -75,6 +75,17 @@ def identities(m, x):
     return m.nothing(m.f3(m.nothing(m.c3(m.nothing(m.f2(m.nothing(a)))) + m.nothing(a))))
 
 
+def added_twice(m, x):
+    a = m.f2(m.c2(m.f1(m.c1(x))))
+    b = m.f3(m.c3(a))
+    return m.f5(m.c5(m.f4(m.c4(b) + a)) + a)
+
+
+def added_to_itself(m, x):
+    a = m.f1(m.c1(x))
+    return m.f2(m.c2(a) + a)
+
+
 def skipped_input(m, x):
     return m.fc((m.f1(m.c1(x)) + x.mean(1, keepdim=True)).mean((2, 3)))
 
@@ -97,8 +108,8 @@ def mlp():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 7 * 9, 16), neurons(v0=0.0), nn.Linear(16, 12), neurons(0.75), nn.Linear(12, 5), neurons(2.0))
 
 
-def pooled():
-    head = (nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1), neurons(per_channel()), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 5))
+def pooled(pool):
+    head = (pool, nn.Conv2d(4, 4, 3, padding=1), neurons(per_channel()), nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(8, 5))
     return nn.Sequential(conv(3), neurons(), *head)
 
 
@@ -136,9 +147,14 @@ CASES = {
     "view and sum": (lambda: chain_of(view_and_sum, c3=conv(), fc=nn.Linear(4 * 7 * 9, 5)), (8, 8)),
     "no synapses": (lambda: Graph(no_synapses, f1=neurons(), f2=neurons(1.5)), (4, 8)),
     "input at the readout": (lambda: chain_of(skipped_input, fc=nn.Linear(4, 5)), (8,)),
+    "residual, added twice": (lambda: chain_of(added_twice, c3=conv(), c4=conv(), c5=conv(), f4=neurons(1.5), f5=neurons()), (8,) * 5),
+    "residual, added to itself": (lambda: chain_of(added_to_itself), (8, 8)),
+    "pooling, overlapping": (lambda: pooled(nn.MaxPool2d((3, 2), 2, 1)), (16, 8)),
+    "pooling, dilated": (lambda: pooled(nn.MaxPool2d(2, (1, 3), dilation=2)), (8, 8)),
+    "pooling, ceil": (lambda: pooled(nn.MaxPool2d(2, ceil_mode=True)), (8, 8)),
     "identities": (lambda: chain_of(identities, c3=conv(), nothing=nn.Identity(), drop=nn.Dropout()), (8, 4, 8)),
-    "pooling": (pooled, (8, 8)),
-    "pooling, T = 45": (pooled, (45, 45)),
+    "pooling": (lambda: pooled(nn.MaxPool2d(2)), (8, 8)),
+    "pooling, T = 45": (lambda: pooled(nn.MaxPool2d(2)), (45, 45)),
 }
 
 

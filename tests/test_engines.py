@@ -136,6 +136,11 @@ def half_unit_forgotten(monkeypatch):
     monkeypatch.setattr(Int8Compiler, "rounding", lambda self, bias, unit, theta: real(self, bias, 0 * unit, theta))
 
 
+def overwrites_kept_counts(monkeypatch):
+    real = Int8Compiler.fuse
+    monkeypatch.setattr(Int8Compiler, "fuse", lambda self, steps, threshold, spare: real(self, steps, threshold, self.layer.sources))
+
+
 def branch_forgotten(monkeypatch):
     real = Int8Compiler.pack
 
@@ -152,7 +157,9 @@ def weights_wrap(monkeypatch):  # 7 bits where 8 are needed
 
 
 @needs_int8
-@pytest.mark.parametrize("fault", [half_unit_forgotten, branch_forgotten, weights_wrap, no_bias, bias_once, clamp_too_low, no_initial_potential])
+@pytest.mark.parametrize(
+    "fault", [half_unit_forgotten, overwrites_kept_counts, branch_forgotten, weights_wrap, no_bias, bias_once, clamp_too_low, no_initial_potential]
+)
 def test_broken_int8_engines_fail(fault, monkeypatch):
     fault(monkeypatch)
     with pytest.raises(AssertionError):

@@ -81,9 +81,8 @@ class CountEngine:
         last_reader = {source: layer.name for layer in network.layers for source in layer.sources}
         plans = []
         for layer in network.layers:
-            plan = plan_layer(layer, network, self, keep)
-            plan.frees = tuple(source for source in layer.sources if last_reader[source] == layer.name and source != INPUT)
-            plans.append(plan)
+            frees = tuple(source for source in layer.sources if last_reader[source] == layer.name and source != INPUT)
+            plans.append(plan_layer(layer, network, self, keep, frees))
         return plans
 
 
@@ -98,12 +97,12 @@ class LayerPlan:
     threshold: Tensor
     offset: Tensor | None  # v0·θ where it is still to be added
     divide: bool  # whether the division by θ is still to be done
+    frees: tuple[str, ...]
     fused: Callable[[dict[str, Tensor]], Tensor] | None = None  # counts of the sources to counts, in one kernel
-    frees: tuple[str, ...] = ()
 
 
-def plan_layer(layer: Layer, network: SpikingNetwork, engine: CountEngine, keep: str) -> LayerPlan:
-    """Compile one layer; a readout is left as the reference runs it, on rates."""
+def plan_layer(layer: Layer, network: SpikingNetwork, engine: CountEngine, keep: str, frees: tuple[str, ...]) -> LayerPlan:
+    """Compile one layer, after which nobody reads the counts of `frees`; a readout is left as the reference runs it, on rates."""
     layer = without_identities(layer, network.module)
     readout = layer.neurons is None
     window = 1 if readout else network.windows[layer.name]
@@ -112,7 +111,7 @@ def plan_layer(layer: Layer, network: SpikingNetwork, engine: CountEngine, keep:
     compiler.counts = {source: network.windows[source] for source in layer.sources if source != INPUT}
     compiler.charges = {INPUT} & set(layer.sources)
     if readout:
-        return LayerPlan(layer, compiler, [compile_step(compiler, o) for o in layer.synapses], None, torch.ones(()), None, False)
+        return LayerPlan(layer, compiler, [compile_step(compiler, o) for o in layer.synapses], None, torch.ones(()), None, False, frees)
     neurons = network.neurons(layer.name)
     threshold = neurons.threshold.detach()
     direct, summed = compiler.absorbing(layer.current, False), compiler.absorbing(layer.current, True)
@@ -123,9 +122,9 @@ def plan_layer(layer: Layer, network: SpikingNetwork, engine: CountEngine, keep:
             compiler.divisor = threshold
     steps = [compile_step(compiler, operation) for operation in layer.synapses]
     offset = None if compiler.absorber else neurons.v0 * threshold
-    plan = LayerPlan(layer, compiler, steps, neurons, threshold, offset, compiler.divisor is None)
+    plan = LayerPlan(layer, compiler, steps, neurons, threshold, offset, compiler.divisor is None, frees)
     if isinstance(compiler, Int8Compiler) and keep != "potentials":
-        plan.fused = compiler.fuse(steps, threshold)
+        plan.fused = compiler.fuse(steps, threshold, frees if keep == "nothing" else ())
     return plan
 
 
@@ -187,7 +186,7 @@ def _fire(plan: LayerPlan, charge: Tensor, keep: str) -> tuple[Tensor, Tensor | 
         count = (charge.div_(theta) if plan.divide else charge).floor_()
     count.clamp_(0, plan.compiler.window)
     if isinstance(plan.compiler, Int8Compiler) and plan.compiler.window <= MAX_BYTE:
-        count = count.to(torch.uint8)
+        count = count.to(torch.uint8, memory_format=torch.channels_last if count.dim() == 4 else torch.preserve_format)
     return count, potential
 
 

@@ -71,7 +71,10 @@ ByteKernel = Callable[..., Tensor]
 
 
 def _convolution(conv: nn.Conv2d, weight: Tensor) -> ByteKernel:
-    """`x, scale, bias, dtype -> scale·conv(x, weight) + bias`, rounded half to even and clipped to [0, 255] where dtype is uint8."""
+    """`x, scale, bias, dtype -> scale·conv(x, weight) + bias`, rounded half to even and clipped to [0, 255] where dtype is uint8.
+
+    `added` is added before the rounding, times its scale; its memory is overwritten.
+    """
     padding = [0, 0] if conv.padding == "valid" else list(conv.padding)
     geometry = list(conv.stride), padding, list(conv.dilation), conv.groups
     packed = torch.ops.onednn.qconv_prepack(weight, torch.ones(len(weight)), 1.0, 0, *geometry, None)
@@ -84,8 +87,8 @@ def _convolution(conv: nn.Conv2d, weight: Tensor) -> ByteKernel:
         if added is None:
             result = torch.ops.onednn.qconv2d_pointwise(*head, bias, *geometry, 1.0, 0, dtype, "none", [], "")
         else:
-            into = added.clone(memory_format=torch.channels_last)  # the kernel may overwrite it
-            result = torch.ops.onednn.qconv2d_pointwise.binary(*head, into, bias, *geometry, 1.0, 0, dtype, added_scale, 0, "sum", 1.0, "none", [], "")
+            added = added.contiguous(memory_format=torch.channels_last)
+            result = torch.ops.onednn.qconv2d_pointwise.binary(*head, added, bias, *geometry, 1.0, 0, dtype, added_scale, 0, "sum", 1.0, "none", [], "")
         return result
 
     return kernel
@@ -163,11 +166,11 @@ class Int8Compiler(Compiler):
         """What turns the kernel's rounding into a floor."""
         return ((bias + unit / 2) / theta - 0.5).float()
 
-    def fuse(self, steps: list[Step], threshold: Tensor) -> Callable[[dict[str, Tensor]], Tensor] | None:
+    def fuse(self, steps: list[Step], threshold: Tensor, spare: tuple[str, ...]) -> Callable[[dict[str, Tensor]], Tensor] | None:
         """Counts of the sources to the counts of this layer with the neurons inside the kernel, where that is exact; else None.
 
         `floor(P/θ) = round((P + g/2)/θ - 1/2)` for P and θ that are integers in some unit g: no value is nearer than `g/(2θ)` to where the
-        rounding jumps, and `_room` checks that float32 errors are smaller.
+        rounding jumps, and float32 errors are smaller while 3·reach·θ/g < 2^23. spare: sources whose counts nobody needs after this layer.
         """
         name, added, ratio = self.absorbing(self.layer.current, False), None, 0.0
         operation = self.operations.get(self.layer.current)
@@ -187,13 +190,14 @@ class Int8Compiler(Compiler):
             return None
         scale, shift = (packed.step / theta).float(), self.rounding(bias, unit, theta)
         rest = [step for step in steps if step.name not in (name, self.layer.current)]
+        may_overwrite = added in spare and added != packed.source and not rest
         extra = {} if added is None else {"added_scale": ratio / theta[0].item()}
 
         def run(counts: dict[str, Tensor]) -> Tensor:
             values: dict[str, Any] = dict(counts)
             for step in rest:
                 values[step.name] = step.run(values)
-            branch = {} if added is None else {"added": values[added]}
+            branch = {} if added is None else {"added": values[added] if may_overwrite else values[added].clone()}
             count = packed.kernel(values[packed.source], scale, shift, torch.uint8, **branch, **extra)
             return count if self.window == MAX_BYTE else count.clamp_(max=self.window)
 

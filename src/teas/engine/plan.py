@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ from teas.spiking.trace import Layer, Operation, Ref, map_refs
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Operations that pick or move counts and compute none: they commute with the change of windows, so that integers stay integers.
-_SELECTING_MODULES = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten)
+_POOLINGS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_SELECTING_MODULES = (*_POOLINGS, nn.Flatten)
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _SELECTING_NAMES = {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "cat", "concat"}
 _SIZE_NAMES = {"size", "dim", "getattr"}
@@ -196,13 +198,34 @@ def compile_step(compiler: Compiler, operation: Operation) -> Step:
 def _selecting(compiler: Compiler, operation: Operation) -> Kernel:
     """A kernel from counts to counts, in the type that they come in."""
 
+    child = compiler.child(operation)
+
     def kernel(values: Values) -> Any:
-        if compiler.child(operation) is None or values[operation.inputs[0]].is_floating_point():
+        value = values[operation.inputs[0]]
+        if not isinstance(child, _POOLINGS) or value.is_floating_point():
             return call_operation(operation, values, compiler.network.module)
-        small = {name: values[name].to(torch.float32) for name in operation.inputs}  # torch pools no bytes
-        return call_operation(operation, small, compiler.network.module).to(torch.uint8)
+        if isinstance(child, nn.MaxPool2d) and not child.ceil_mode and not child.return_indices:
+            return _pool_bytes(child, value)
+        return child(value.to(torch.float32)).to(torch.uint8)
 
     return kernel
+
+
+def _pool_bytes(pool: nn.MaxPool2d, count: Tensor) -> Tensor:
+    """Max pooling of counts in 8 bits, which torch lacks: the maximum of shifted views, rows first. Counts are >= 0, so padding is 0."""
+
+    def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+        return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+    size, stride, padding, dilation = pair(pool.kernel_size), pair(pool.stride), pair(pool.padding), pair(pool.dilation)
+    count = F.pad(count, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else count
+    for axis in (2, 3):
+        reach = dilation[axis - 2] * (size[axis - 2] - 1)
+        steps = (count.shape[axis] - reach - 1) // stride[axis - 2] + 1
+        first = range(0, reach + 1, dilation[axis - 2])
+        views = [count.narrow(axis, at, count.shape[axis] - at)[(slice(None),) * axis + (slice(None, None, stride[axis - 2]),)] for at in first]
+        count = functools.reduce(torch.maximum, [view.narrow(axis, 0, steps) for view in views])
+    return count
 
 
 def _charging(compiler: Compiler, operation: Operation, child: nn.Module | None, carriers: list[str]) -> Kernel:
