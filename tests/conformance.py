@@ -86,6 +86,12 @@ def added_to_itself(m, x):
     return m.f2(m.c2(a) + a)
 
 
+def viewed(m, x):
+    a = m.f1(m.c1(x))
+    b = m.f2(m.c2(a).view(a.size(0), 252))
+    return m.f3(m.fc(torch.cat([b, a.view(a.shape[0], 252)], 1)))
+
+
 def skipped_input(m, x):
     return m.fc((m.f1(m.c1(x)) + x.mean(1, keepdim=True)).mean((2, 3)))
 
@@ -152,6 +158,7 @@ CASES = {
     "pooling, overlapping": (lambda: pooled(nn.MaxPool2d((3, 2), 2, 1)), (16, 8)),
     "pooling, dilated": (lambda: pooled(nn.MaxPool2d(2, (1, 3), dilation=2)), (8, 8)),
     "pooling, ceil": (lambda: pooled(nn.MaxPool2d(2, ceil_mode=True)), (8, 8)),
+    "viewed": (lambda: chain_of(viewed, 12.0, fc=nn.Linear(2 * 4 * 7 * 9, 5)), (8, 8, 32)),
     "identities": (lambda: chain_of(identities, c3=conv(), nothing=nn.Identity(), drop=nn.Dropout()), (8, 4, 8)),
     "pooling": (lambda: pooled(nn.MaxPool2d(2)), (8, 8)),
     "pooling, T = 45": (lambda: pooled(nn.MaxPool2d(2)), (45, 45)),

@@ -30,6 +30,7 @@ class Engine(Protocol):
     def prepare(self, network: SpikingNetwork, keep: str = "potentials") -> Run:
         """A function from inputs `[batch, *shape]` to `Output(logits, record)`, for the weights and windows that the network has now.
 
+        Prepare again after changing them: some are copied, others shared.
         keep: what the record holds. `potentials`: count, firing potential and residual of every layer. `counts`: the counts; both
         potentials are empty tensors. `nothing`: the record is empty, and a count is freed as soon as its last reader is done.
         """

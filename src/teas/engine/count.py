@@ -10,7 +10,7 @@ from torch import Tensor
 
 from teas.engine.contract import Run, check_runnable
 from teas.engine.int8 import MAX_BYTE, Int8Compiler, exact_kernels
-from teas.engine.plan import Compiler, Step, compile_step, without_identities
+from teas.engine.plan import Compiler, Step, compile_step, simplified
 from teas.errors import TeasError
 from teas.spiking.coding import encode
 from teas.spiking.network import LayerRecord, Output, Record, SpikingNetwork
@@ -65,11 +65,11 @@ class CountEngine:
         return found
 
     def prepare(self, network: SpikingNetwork, keep: str = "potentials") -> Run:
-        """See `Engine.prepare`. Weights, windows and thresholds are taken as they are now: prepare again after a change."""
+        """See `Engine.prepare`; raises `TeasError` with all reasons where the engine can't run the network."""
         check_runnable(self, network, torch.device("cpu"), keep)
         plans, encoding = self._plans(network, keep), network.semantics.encoding
 
-        @torch.inference_mode()
+        @torch.no_grad()
         def run(inputs: Tensor) -> Output:
             if not inputs.isfinite().all():
                 raise TeasError(f"the input of shape {tuple(inputs.shape)} has NaN or infinite values; clean the data first")
@@ -103,7 +103,7 @@ class LayerPlan:
 
 def plan_layer(layer: Layer, network: SpikingNetwork, engine: CountEngine, keep: str, frees: tuple[str, ...]) -> LayerPlan:
     """Compile one layer, after which nobody reads the counts of `frees`; a readout is left as the reference runs it, on rates."""
-    layer = without_identities(layer, network.module)
+    layer = simplified(layer, network.module)
     readout = layer.neurons is None
     window = 1 if readout else network.windows[layer.name]
     kind = Int8Compiler if engine.int8 and not readout else Compiler

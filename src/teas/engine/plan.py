@@ -150,14 +150,16 @@ class Compiler:
         return None
 
 
-def without_identities(layer: Layer, module: nn.Module) -> Layer:
-    """The layer without what does nothing in evaluation: identities, as folded norms leave them, and dropout."""
+def simplified(layer: Layer, module: nn.Module) -> Layer:
+    """The layer without what does nothing in evaluation: identities, as folded norms leave them, and dropout. Views may copy."""
     same: dict[str, str] = {}
     kept = []
     for operation in layer.synapses:
         args, kwargs = map_refs((operation.args, operation.kwargs), Ref, lambda ref: Ref(same.get(ref.name, ref.name)))
         if operation.kind == "call_module" and isinstance(module.get_submodule(str(operation.target)), _IDENTITIES):
             same[operation.name] = args[0].name
+        elif operation.kind == "call_method" and operation.target == "view":
+            kept.append(replace(operation, target="reshape", args=args, kwargs=kwargs))  # channels may lie last
         else:
             kept.append(replace(operation, args=args, kwargs=kwargs))
     return replace(layer, synapses=tuple(kept), current=same.get(layer.current, layer.current))
