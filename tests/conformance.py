@@ -6,6 +6,7 @@ Weights, biases, thresholds and inputs are multiples of powers of two small enou
 import operator
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import teas
@@ -92,6 +93,11 @@ def viewed(m, x):
     return m.f3(m.fc(torch.cat([b, a.view(a.shape[0], 252)], 1)))
 
 
+def padded_shortcut(m, x):
+    a = m.f1(m.c1(x))
+    return m.f3(m.c3(m.f2(m.c2(a))) + F.pad(a[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
+
+
 def skipped_input(m, x):
     return m.fc((m.f1(m.c1(x)) + x.mean(1, keepdim=True)).mean((2, 3)))
 
@@ -159,6 +165,7 @@ CASES = {
     "pooling, dilated": (lambda: pooled(nn.MaxPool2d(2, (1, 3), dilation=2)), (8, 8)),
     "pooling, ceil": (lambda: pooled(nn.MaxPool2d(2, ceil_mode=True)), (8, 8)),
     "viewed": (lambda: chain_of(viewed, 12.0, fc=nn.Linear(2 * 4 * 7 * 9, 5)), (8, 8, 32)),
+    "padded shortcut, T = 45": (lambda: chain_of(padded_shortcut, c3=nn.Conv2d(4, 8, 3, 2, 1)), (45, 45, 45)),
     "identities": (lambda: chain_of(identities, c3=conv(), nothing=nn.Identity(), drop=nn.Dropout()), (8, 4, 8)),
     "pooling": (lambda: pooled(nn.MaxPool2d(2)), (8, 8)),
     "pooling, T = 45": (lambda: pooled(nn.MaxPool2d(2)), (45, 45)),

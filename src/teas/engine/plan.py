@@ -22,7 +22,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _POOLINGS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _SELECTING_MODULES = (*_POOLINGS, nn.Flatten)
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_SELECTING_NAMES = {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "cat", "concat"}
+_SELECTING_NAMES = {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "cat", "concat", "getitem"}
 _SIZE_NAMES = {"size", "dim", "getattr"}
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 Values = dict[str, Any]
@@ -291,7 +291,10 @@ def _generic(compiler: Compiler, operation: Operation, carriers: list[str]) -> K
 
 
 def _selects(operation: Operation, child: nn.Module | None) -> bool:
-    return isinstance(child, _SELECTING_MODULES) if child is not None else _name_of(operation) in _SELECTING_NAMES
+    if child is not None:
+        return isinstance(child, _SELECTING_MODULES)
+    name, padding = _name_of(operation), operation.args[2:] + tuple(operation.kwargs.get(key) for key in ("mode", "value"))
+    return name in _SELECTING_NAMES or (name == "pad" and all(option in (None, "constant", 0) for option in padding))
 
 
 def _name_of(operation: Operation) -> str:
