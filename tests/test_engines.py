@@ -1,6 +1,10 @@
 """Engines against the network they execute: exact on dyadic weights, rarely a flip on others, and honest about what they can't run."""
 
+import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -329,6 +333,15 @@ def test_a_prepared_network_is_a_snapshot():
     network.windows = dict.fromkeys(network.windows, 1)
     assert torch.equal(run(inputs).logits, before)
     assert not torch.equal(COUNT.prepare(network)(inputs).logits, before)
+
+
+def test_the_benchmark_runs():
+    script = Path(__file__).parents[1] / "benchmarks/engines.py"
+    command = [sys.executable, script, "--windows", "2", "--batch", "2", "--rounds", "1", "--no-memory", "--json"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)["results"]["2"]
+    assert set(found["rows"]) >= {"ann", "reference", "count", "count_reordered"}
+    assert found["rows"]["ann"]["time_over_ann"] == 1
+    assert found["flips"]["count"] == 0
 
 
 def test_every_engine_is_in_the_list_once():
