@@ -13,11 +13,12 @@ ALLOWED = {
     "spiking": {"spiking"},
     "ann": {"ann", "spiking"},
     "adapt": {"adapt", "spiking"},
+    "engine": {"engine", "spiking"},
     "exchange": {"exchange", "spiking"},
     "study": {"study", "ann", "adapt", "exchange", "spiking"},
     "cli": {"study", "spiking"},
     "__main__": {"cli"},
-    "__init__": {"spiking", "ann", "adapt", "exchange"},
+    "__init__": {"spiking", "ann", "adapt", "engine", "exchange"},
 }
 
 

@@ -5,6 +5,7 @@ from teas.adapt.activity import LayerActivity, measure_activity
 from teas.adapt.training import Adjustment, Stage, run_stage
 from teas.adapt.vulnerability import measure_damage
 from teas.ann.convert import Conversion, LayerReport, convert
+from teas.engine import choose_engine
 from teas.errors import TeasError
 from teas.exchange.native import load_network, save_network
 from teas.spiking.network import LayerRecord, Output, Semantics, SpikingNetwork
@@ -26,6 +27,7 @@ __all__ = [
     "TeasError",
     "TimeWindows",
     "__version__",
+    "choose_engine",
     "convert",
     "load_network",
     "measure_activity",

@@ -92,6 +92,9 @@ def _is_homogeneous(operation: Operation, child: nn.Module | None, scaled: int) 
         return True
     if name in ("add", "iadd", "sub") and scaled < 2:  # adding a constant is a bias
         return False
+    if name == "pad":  # with zeros
+        options = operation.args[2:] + tuple(operation.kwargs.get(key) for key in ("mode", "value"))
+        return all(option in (None, "constant", 0) for option in options)
     return name in _HOMOGENEOUS_NAMES or name in ("size", "dim")
 
 
