@@ -86,6 +86,42 @@ def test_with_windows_shares_the_weights():
     assert twin.module[0].weight.flatten()[0] == 0.5
 
 
+class WritesInPlace(nn.Module):
+    """Adds into a spike train and into a current without using the results, and reads both again."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.one, self.two, self.three, self.relu = teas.IF(), teas.IF(), teas.IF(), nn.ReLU(inplace=in_place)
+
+    def forward(self, x):
+        s, t = self.one(self.a(x)), self.two(self.b(x))
+        if self.in_place:
+            before = s * 1
+            s += t
+            s.add_(before)
+            self.relu(s)
+            return self.three(self.c(s) + t)
+        return self.three(self.c(self.relu(s + t + s)) + t)
+
+
+@pytest.mark.parametrize("firing", ["immediate", "two_phase"])
+def test_operations_in_place_change_no_train(firing):
+    torch.manual_seed(0)
+    plain = WritesInPlace(False).eval()
+    writing = WritesInPlace(True).eval()
+    writing.load_state_dict(plain.state_dict())
+    for module in (plain, writing):
+        for neurons in (module.one, module.two, module.three):
+            neurons.reset = "subtract"
+    windows, x = {"one": 3, "two": 5, "three": 5}, 2 * torch.randn(16, 6)
+    wanted, found = (teas.SpikingNetwork(module, windows, firing=firing)(x, keep_spikes=True) for module in (plain, writing))
+    assert torch.equal(wanted.logits, found.logits)
+    assert wanted.logits.sum() > 0
+    assert found.record["two"].spikes.max() == 1
+
+
 def test_deepcopy_is_independent():
     network = teas.SpikingNetwork(Residual(), 3)
     other = copy.deepcopy(network).eval()
@@ -144,6 +180,16 @@ class Branching(nn.Module):
         return x
 
 
+class Writes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fire = teas.IF()
+
+    def forward(self, x):
+        x[:, 0] = 0
+        return self.fire(x)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -154,6 +200,7 @@ class Branching(nn.Module):
         (lambda: teas.SpikingNetwork(mlp(), {"1": 2.5, "3": 4}), "2.5"),
         (lambda: teas.SpikingNetwork(nn.Linear(2, 2), 4), "no spiking layer"),
         (lambda: teas.SpikingNetwork(Branching(), 4), r"test_network.py:\d+ in forward: \"if x.sum\(\) > 0:\""),
+        (lambda: teas.SpikingNetwork(Writes(), 4), r'in forward: "x\[:, 0\] = 0"'),
         (lambda: teas.SpikingNetwork(mlp(), 4, transfrom="linear"), "unknown option 'transfrom'"),
         (lambda: teas.SpikingNetwork(mlp(), 4, transform="cubic"), "firing_potential, linear, residual"),
         (lambda: teas.SpikingNetwork(mlp(), 4, firing="two_phase"), "reset 'subtract'"),

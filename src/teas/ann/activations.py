@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from teas.errors import TeasError
-from teas.spiking.trace import untraceable
+from teas.spiking.trace import untraceable, without_side_effects
 
 _RELU = {nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
 _RELU6 = {nn.ReLU6, F.relu6}
@@ -64,6 +64,7 @@ def traced(ann: nn.Module) -> fx.GraphModule:
         graph = _Tracer().trace(ann)
     except Exception as error:  # the module's own code runs here and may raise anything
         raise untraceable(ann, error) from error
+    without_side_effects(graph, ann)
     module = fx.GraphModule(ann, graph, type(ann).__name__)
     _fold_batch_norms(module)
     return module
@@ -103,15 +104,14 @@ def _clamp_bounds(module: fx.GraphModule, node: fx.Node) -> tuple[Any, Any]:
 def find_activations(module: fx.GraphModule) -> list[Activation]:
     """Replace every activation of the graph by a call of a submodule of its own, followed by one that gives spikes their amplitude.
 
-    A module that is used twice becomes two layers. An activation in place also changes what later readers of its input see.
+    A module that is used twice becomes two layers.
     """
     found: list[Activation] = []
     taken = {name for name, _ in module.named_modules()}
     called: set[str] = set()
-    order = {node: index for index, node in enumerate(module.graph.nodes)}
     clipped = {node: ceiling for node in module.graph.nodes if (ceiling := _ceiling(module, node)) is not None}
     for node, ceiling in clipped.items():
-        before, in_place = node.all_input_nodes[0], _in_place(module, node)
+        before = node.all_input_nodes[0]
         kind = type(module.get_submodule(str(node.target))).__name__ if node.op == "call_module" else node.name
         name = _name(node, taken, called)
         for path in (name, f"{name}_amplitude"):  # the graph refuses calls of modules that are not there yet
@@ -122,10 +122,6 @@ def find_activations(module: fx.GraphModule) -> list[Activation]:
             neurons = module.graph.call_module(name, (before,))
         with module.graph.inserting_after(neurons):
             amplitude = module.graph.call_module(f"{name}_amplitude", (neurons,))
-        if in_place:
-            for reader in list(before.users):
-                if reader is not neurons and order.get(reader, -1) > order[node]:
-                    reader.replace_input_with(before, amplitude)
         node.replace_all_uses_with(amplitude)
         module.graph.erase_node(node)
         found.append(Activation(name, kind, ceiling))
@@ -148,13 +144,6 @@ def _name(node: fx.Node, taken: set[str], called: set[str]) -> str:
     while f"{name}_{number}" in taken:
         number += 1
     return f"{name}_{number}"
-
-
-def _in_place(module: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return bool(name.endswith("_") or node.kwargs.get("inplace", False))
 
 
 def refuse_unconvertible(module: fx.GraphModule) -> None:

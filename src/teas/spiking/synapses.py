@@ -37,6 +37,8 @@ def run_synapses(layer: Layer, sources: Mapping[str, Tensor], module: nn.Module,
     carriers = set(sources)  # the values that scale with the counts, unlike parameters and sizes
     for operation in layer.synapses:
         args, kwargs = _filled(operation, values)
+        if operation.kind == "call_module" and getattr(module.get_submodule(str(operation.target)), "inplace", False):
+            args = (args[0].clone(), *args[1:])  # a train may have other readers
         scaled = [name for name in operation.inputs if name in carriers]
         if not scaled:
             values[operation.name] = _call(operation, module)(*args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import operator
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from teas.errors import TeasError
@@ -80,6 +82,37 @@ def untraceable(module: nn.Module, error: Exception) -> TeasError:
     )
 
 
+_OUT_OF_PLACE = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul, operator.itruediv: operator.truediv,
+    F.relu_: F.relu, torch.relu_: torch.relu,
+}  # fmt: skip
+
+
+def without_side_effects(graph: fx.Graph, module: nn.Module) -> None:
+    """Turn operations in place into ordinary ones: what reads their first argument afterwards reads their result instead.
+
+    Trains are shared between layers, so nothing may overwrite them. (Writing into a part of a tensor can't be traced at all.)
+    """
+    for node in list(graph.nodes):
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        method = node.op == "call_method" and name.endswith("_") and not name.endswith("__")
+        function = node.op == "call_function" and (node.target in _OUT_OF_PLACE or bool(node.kwargs.get("inplace", False)))
+        child = node.op == "call_module" and bool(getattr(module.get_submodule(name), "inplace", False))
+        if not (method or function or child):
+            continue
+        place = node.args[0]
+        seen = False
+        for other in graph.nodes:
+            seen = seen or other is node
+            if seen and other is not node:
+                other.replace_input_with(place, node)
+        if method:
+            node.target = name.rstrip("_")
+        elif function:
+            node.target = _OUT_OF_PLACE.get(node.target, node.target)
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
+
+
 def cut(module: nn.Module) -> tuple[Layer, ...]:
     """The layers of a module, in order of execution; the last is a readout unless the output is itself a spiking layer.
 
@@ -92,6 +125,7 @@ def cut(module: nn.Module) -> tuple[Layer, ...]:
         raise
     except Exception as error:  # the module's own code runs here and may raise anything
         raise untraceable(module, error) from error
+    without_side_effects(graph, module)
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if len([node for node in inputs if not node.args]) != 1:
         raise TeasError(f"{type(module).__name__}.forward takes {len(inputs)} inputs; a spiking network has exactly one")
