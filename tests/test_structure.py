@@ -15,7 +15,7 @@ ALLOWED = {
     "adapt": {"adapt", "spiking"},
     "engine": {"engine", "spiking"},
     "exchange": {"exchange", "spiking"},
-    "study": {"study", "ann", "adapt", "exchange", "spiking"},
+    "study": {"study", "ann", "adapt", "engine", "exchange", "spiking"},
     "cli": {"study", "spiking"},
     "__main__": {"cli"},
     "__init__": {"spiking", "ann", "adapt", "engine", "exchange"},

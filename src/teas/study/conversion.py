@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 
 from teas.adapt import allocation
 from teas.adapt.activity import measure_activity
 from teas.adapt.vulnerability import measure_damage
 from teas.ann.convert import convert
 from teas.ann.resnet import CifarResNet
+from teas.engine import choose_engine
 from teas.exchange.weights import load_weights
+from teas.spiking.network import Output, SpikingNetwork
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
 from teas.study.config import ConversionConfig, Experiment
@@ -29,8 +31,14 @@ FULL = 64  # window of the undisturbed layers while one is shortened
 LIMIT = 255  # counts up to 255 fit a byte
 
 
+def _fast(network: SpikingNetwork) -> Callable[[Tensor], Output]:
+    """The network on the fastest engine that counts exactly as it does."""
+    device = next(network.parameters()).device
+    return choose_engine(network, device).prepare(network, keep="nothing")
+
+
 @torch.no_grad()
-def _correct(model: nn.Module, images: datasets.Images) -> Tensor:
+def _correct(model: Callable[[Tensor], Tensor | Output], images: datasets.Images) -> Tensor:
     """Whether each image is classified right."""
     found = []
     for inputs, labels in datasets.loader(images, BATCH):
@@ -63,21 +71,21 @@ def convert_and_compare(
     conversion = convert(ann, calibration, threshold=config.threshold, per_channel=config.per_channel, v0=config.v0)
     semantics = {"firing": config.firing, "layout": config.layout, "transform": config.transform}
 
-    def make(windows: TimeWindows) -> Any:
+    def make(windows: TimeWindows) -> SpikingNetwork:
         return conversion.at(windows, **semantics)
 
     say("measuring activity and damage per layer on training images")
     labelled = [(inputs, inputs) for inputs in probe]
     activity = {name: found.activity for name, found in measure_activity(make(TimeWindows.uniform(conversion.layers, FULL)), labelled).items()}
     wanted = "damage" in config.allocators
-    damage = measure_damage(make, TimeWindows.uniform(conversion.layers, FULL), PROBES, probe) if wanted else {}
+    damage = measure_damage(lambda w: _fast(make(w)), TimeWindows.uniform(conversion.layers, FULL), PROBES, probe) if wanted else {}
     rows = []
     for mean in config.means:
         base: Tensor | None = None
         for allocator in sorted(config.allocators, key=lambda name: name != "uniform"):
             windows = _allocated(allocator, mean, activity, damage, experiment.seeds[0])
             network = make(windows)
-            correct = _correct(network, data.test)
+            correct = _correct(_fast(network), data.test)
             base = correct if allocator == "uniform" else base
             operations = count_operations(network, batches[0])
             row = {
