@@ -22,8 +22,9 @@ check: $(VENV)/ready  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/ready  ## time and memory of a training step, uniform against adaptive windows
+bench: $(VENV)/ready  ## ratios: a training step at unequal windows, and the engines beside the ANN
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/engines.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

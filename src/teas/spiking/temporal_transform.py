@@ -58,33 +58,24 @@ def retimed_first_spike(source: Emission, window: int, transform: str, rounding:
     return torch.where(silent, window, time.clamp(0, window))
 
 
-class _StraightThroughCount(torch.autograd.Function):
-    """Forward: the re-timed train. Backward: `dn'/dx̃ = T'/T`, spread evenly over the steps of the source train."""
+class _StraightThrough(torch.autograd.Function):
+    """Forward: the re-timed train. Backward, straight through the rounding, `dn'/dx̃ = T'/T`.
+
+    Rate code: spread evenly over the steps of the source train. First-spike code: each source step takes the gradient of the step it maps to.
+    """
 
     @staticmethod
-    def forward(ctx, spikes: Tensor, retimed: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.window = spikes.shape[0]
-        return retimed
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        # Each of T' steps carries dn'/T' of a change of the count, and dn' = T'/T: the factors leave 1/T.
-        return (grad.sum(0, keepdim=True) / ctx.window).expand(ctx.window, *grad.shape[1:]), None
-
-
-class _StraightThroughTime(torch.autograd.Function):
-    """Forward: the re-timed train. Backward: each source step receives the gradient of the step it is mapped to."""
-
-    @staticmethod
-    def forward(ctx, spikes: Tensor, retimed: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.window = spikes.shape[0]
+    def forward(ctx, spikes: Tensor, retimed: Tensor, code: str) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.window, ctx.code = spikes.shape[0], code
         return retimed
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         source, target = ctx.window, grad.shape[0]
+        if ctx.code == "rate":  # each of T' steps carries dn'/T' of a change of the count, and dn' = T'/T: the factors leave 1/T
+            return (grad.sum(0, keepdim=True) / source).expand(source, *grad.shape[1:]), None, None
         mapped = [-(-target * (t + 1) // source) - 1 for t in range(source)]
-        return grad[mapped], None
+        return grad[mapped], None, None
 
 
 def retime(source: Emission, window: int, *, code: str, transform: str, layout: str, rounding: str) -> Tensor:
@@ -100,5 +91,5 @@ def retime(source: Emission, window: int, *, code: str, transform: str, layout: 
             train = count_to_train(retimed_count(source, window, transform), window, layout)
         else:
             train = time_to_train(retimed_first_spike(source, window, transform, rounding), window)
-    retimed: Tensor = (_StraightThroughCount if code == "rate" else _StraightThroughTime).apply(source.spikes, train)
+    retimed: Tensor = _StraightThrough.apply(source.spikes, train, code)
     return retimed
