@@ -71,6 +71,9 @@ def test_image_folders(tmp_path):
                 Image.new("RGB", (300, 260), (i * 50, 0, 99)).save(tmp_path / part / name / f"{i}.png")
     data = datasets.load("image_folder", tmp_path, validation=2)
     assert (data.shape, data.classes, len(data.train), len(data.test)) == ((3, 224, 224), 2, 6, 4)
+    assert all(inputs.isfinite().all() for inputs, _ in datasets.loader(data.test, 2))  # two channels are constant
+    with pytest.raises(teas.TeasError, match="3 channels"):
+        datasets.load("image_folder", tmp_path, validation=2, moments=((0.5,), (0.5,)))
 
 
 @pytest.mark.skipif(not (REAL / "MNIST").is_dir(), reason="MNIST is not in data/")

@@ -144,7 +144,8 @@ def load(
 def _moments(pixels: np.ndarray, full: float) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel; of large sets every fifth image is plenty, and a fifth of the memory."""
     channels = (pixels[:: 5 if len(pixels) >= 20_000 else 1] / full).transpose(1, 0, 2, 3).reshape(pixels.shape[1], -1)
-    return channels.mean(1), channels.std(1)
+    deviation = channels.std(1)
+    return channels.mean(1), np.where(deviation > 0, deviation, 1.0)  # a constant channel stays constant
 
 
 def _digits() -> tuple[Arrays, Arrays]:
