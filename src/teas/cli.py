@@ -95,10 +95,13 @@ def _show(metrics: dict[str, Any], as_json: bool, folder: Path) -> None:
 @guarded
 def demo(out: Annotated[Path, typer.Option("--out", help="Run folder; an earlier demo there is replaced.")] = Path("runs/demo"), as_json: JSON = False) -> None:
     """Train an IF network on handwritten digits, give every layer its own window, and write a report page (about two minutes)."""
+    import torch
+
     from teas.study.config import parse
     from teas.study.experiment import read_marker, run
     from teas.study.report import write_report
 
+    torch.set_num_threads(1)  # a network this small is faster on one, and the figures then do not depend on the number of cores
     experiment = parse(resources.files("teas.study").joinpath("demo.toml").read_text(), "the demo")
     marker = read_marker(out)
     if marker and marker["experiment"].get("name") == experiment.name:
