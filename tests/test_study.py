@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import teas
+from teas.spiking.neuron import Amplitude
 from teas.study import data as datasets
 from teas.study.config import parse, read
 from teas.study.energy import Operations, ann_energy, count_operations, total
@@ -272,6 +273,57 @@ def test_spikes_pass_through_pooling_whole():
     found = count_operations(teas.SpikingNetwork(module, 2), torch.ones(1, 1, 4, 4))
     # 16 neurons fire at both steps; each spike reaches one pooled position and from there 3 channels.
     assert found["4"].synaptic == 16 * 2 * 3
+
+
+class Functional(nn.Module):
+    """The same spikes through pooling and factors written as functions, with an amplitude that is no spike count."""
+
+    def __init__(self, plain):
+        super().__init__()
+        self.plain, self.fire, self.last = plain, teas.IF(), teas.IF()
+        self.amplitude, self.norm, self.conv, self.head = Amplitude(torch.tensor(0.3)), nn.BatchNorm2d(1), nn.Conv2d(1, 3, 1), nn.Linear(3, 2)
+
+    def forward(self, x):
+        s = self.fire(x)
+        pooled = nn.functional.avg_pool2d(s, 2) if self.plain else self.norm(self.amplitude(nn.functional.avg_pool2d(s, 2)) * 0.5)
+        return self.head(self.last(self.conv(pooled)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_factors_and_functional_pooling_change_no_count_of_spikes(plain):
+    module = Functional(plain).eval()
+    module.conv.weight.data.fill_(50.0)
+    found = count_operations(teas.SpikingNetwork(module, 2).eval(), torch.ones(1, 1, 4, 4))
+    # 16 neurons fire at both steps and reach one pooled position, from there 3 channels; 4 positions of 3 channels fire twice, to 2 neurons each.
+    assert found["last"].synaptic == pytest.approx(16 * 2 * 3)
+    assert found["readout"].synaptic == pytest.approx(4 * 3 * 2 * 2)
+
+
+def test_a_converted_network_counts_spikes_not_amplitudes():
+    torch.manual_seed(0)
+    ann, inputs = (
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(252, 2)),
+        torch.randn(4, 1, 9, 8),
+    )
+    network = teas.convert(ann, [inputs]).at({"1": 3, "3": 5})
+    counts = network(inputs).record["1"].count
+    found = count_operations(network, inputs)
+    assert found["3"].synaptic == pytest.approx(sum(brute_force_additions(ann[2], one) for one in counts) / 4, rel=1e-5)
+
+
+def test_synapses_that_cannot_be_counted_are_refused():
+    class Raw(nn.Module):
+        def __init__(self, hidden):
+            super().__init__()
+            self.hidden = hidden
+            self.weight, self.one, self.two = nn.Parameter(torch.eye(3)), teas.IF(), teas.IF()
+
+        def forward(self, x):
+            return self.two(nn.functional.linear(self.one(x) if self.hidden else x, self.weight))
+
+    for hidden in (True, False):
+        with pytest.raises(teas.TeasError, match="can't be counted"):
+            count_operations(teas.SpikingNetwork(Raw(hidden), 2), torch.ones(1, 3))
 
 
 def test_latency_follows_the_longest_path():

@@ -8,9 +8,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from teas.errors import TeasError
 from teas.spiking.network import SpikingNetwork
+from teas.spiking.neuron import Amplitude
 from teas.spiking.synapses import call_operation
-from teas.spiking.trace import INPUT, Layer
+from teas.spiking.trace import INPUT, Layer, Operation
 
 # Energy of one operation in pJ: 45 nm, M. Horowitz, "Computing's energy problem", ISSCC 2014. A MAC is a multiplication and an addition.
 REGIMES: dict[str, dict[str, float]] = {
@@ -81,6 +83,8 @@ def _synaptic_operations(layer: Layer, received: Mapping[str, Tensor], analog: s
             continue
         kind = next((kind for kind in ("current", "analog", "spikes") if kind in {kinds[name] for name in sources}), "spikes")
         child = module.get_submodule(str(operation.target)) if operation.kind == "call_module" else None
+        if _name(operation, child) in _UNCOUNTED:
+            raise TeasError(f"the operations of {operation.name} ({_name(operation, child)}) can't be counted; use nn.Linear or nn.Conv1d, 2d, 3d for synapses")
         fan_out = _fan_out(child, values[sources[0]]) if child is not None else None
         if fan_out is not None:
             events = values[sources[0]]
@@ -93,8 +97,8 @@ def _synaptic_operations(layer: Layer, received: Mapping[str, Tensor], analog: s
             else:
                 macs += reached
             kind = "current"
-        elif kind == "spikes" and (area := _pooled_area(child, values[sources[0]], value)) is not None:
-            values[operation.name] = value * area  # a spike passes through pooling whole
+        elif kind == "spikes":
+            values[operation.name] = _passed_on(operation, child, values[sources[0]], value)
         kinds[operation.name] = kind
     return dense, macs, additions
 
@@ -112,12 +116,26 @@ def _fan_out(child: nn.Module | None, value: object) -> Tensor | None:
     return None  # a batch norm folds into the synapses beside it
 
 
-def _pooled_area(child: nn.Module | None, before: object, after: Tensor) -> float | None:
-    if isinstance(child, nn.AvgPool2d):
-        return float(torch.prod(torch.tensor(nn.modules.utils._pair(child.kernel_size))))
-    if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(before, Tensor):
-        return before[0, 0].numel() / after[0, 0].numel()
-    return None
+def _name(operation: Operation, child: nn.Module | None) -> str:
+    return type(child).__name__ if child is not None else str(getattr(operation.target, "__name__", operation.target)).rstrip("_")
+
+
+def _passed_on(operation: Operation, child: nn.Module | None, before: object, after: Tensor) -> Tensor:
+    """Spikes after an operation without synapses of its own: each passes through pooling whole, and a factor folds into the weights behind it."""
+    assert isinstance(before, Tensor)
+    name = _name(operation, child)
+    if isinstance(child, (Amplitude, nn.modules.batchnorm._BatchNorm)) or name in ("mul", "imul", "truediv", "div"):
+        return before
+    if name in ("AvgPool2d", "avg_pool2d"):
+        size = child.kernel_size if isinstance(child, nn.AvgPool2d) else operation.kwargs.get("kernel_size", (*operation.args, None)[1])
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        return after * (int(height) * int(width))
+    if name in ("AdaptiveAvgPool2d", "adaptive_avg_pool2d", "mean"):
+        return after * (before[:1].numel() / max(1, after[:1].numel()))
+    return after
+
+
+_UNCOUNTED = {"linear", "conv1d", "conv2d", "conv3d", "matmul", "bmm", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Bilinear"}
 
 
 def ann_energy(operations: Mapping[str, Operations], regime: str) -> float:
