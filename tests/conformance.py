@@ -1,4 +1,4 @@
-"""The suite that every engine for two-phase firing must pass: counts, potentials and logits equal to the network's own, to the bit.
+"""The suite that every engine must pass: counts, potentials and logits equal to the network's own, to the bit.
 
 Weights, biases, thresholds and inputs are multiples of powers of two small enough that every float32 sum is exact, in any order.
 """
@@ -125,6 +125,10 @@ def pooled(pool):
     return nn.Sequential(conv(3), neurons(), *head)
 
 
+def averaged():
+    return nn.Sequential(nn.Conv2d(3, 4, 2), neurons(), nn.AvgPool2d(2), conv(), neurons(0.75), nn.Flatten(), nn.Linear(48, 5))
+
+
 def chain_of(flow, last=1.0, **parts):
     names = {"f1": neurons(), "f2": neurons(0.75), "f3": neurons(last)}
     return Graph(flow, c1=conv(3), **{"c2": conv(), **names, **parts})
@@ -165,6 +169,11 @@ CASES = {
     "pooling, dilated": (lambda: pooled(nn.MaxPool2d(2, (1, 3), dilation=2)), (8, 8)),
     "pooling, ceil": (lambda: pooled(nn.MaxPool2d(2, ceil_mode=True)), (8, 8)),
     "viewed": (lambda: chain_of(viewed, 12.0, fc=nn.Linear(2 * 4 * 7 * 9, 5)), (8, 8, 32)),
+    "pooling of averages": (lambda: pooled(nn.AvgPool2d(2)), (8, 8)),
+    "pooling of even averages": (averaged, (8, 8)),
+    "average, flat": (lambda: nn.Sequential(conv(3), neurons(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(48, 5), neurons()), (8, 4)),
+    "stride and dilation": (lambda: pair(kernel_size=(3, 2), stride=(2, 3), dilation=(1, 2), padding=(0, 3)), (8, 5)),
+    "wide": (lambda: nn.Sequential(nn.Conv2d(3, 20, 3), neurons(), nn.Conv2d(20, 36, 3, padding=1), neurons(0.75), nn.Conv2d(36, 64, 1), neurons()), (8, 4, 2)),
     "padded shortcut, T = 45": (lambda: chain_of(padded_shortcut, c3=nn.Conv2d(4, 8, 3, 2, 1)), (45, 45, 45)),
     "identities": (lambda: chain_of(identities, c3=conv(), nothing=nn.Identity(), drop=nn.Dropout()), (8, 4, 8)),
     "pooling": (lambda: pooled(nn.MaxPool2d(2)), (8, 8)),
@@ -172,7 +181,7 @@ CASES = {
 }
 
 
-def build(name, seed=0):
+def build(name, seed=0, firing="two_phase", **semantics):
     """The network of a case, its weights multiples of 1/8 in [-1, 1], and inputs: noise, ties, silence and saturation."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -184,7 +193,7 @@ def build(name, seed=0):
     for key, parameter in module.named_parameters():
         if not key.endswith("threshold"):
             parameter.data = eighths(parameter.shape, -1, 1)
-    network = teas.SpikingNetwork(module, 1, firing="two_phase").eval()
+    network = teas.SpikingNetwork(module, 1, firing=firing, **semantics).eval()
     network.windows = dict(zip(network.spiking_layers, windows, strict=True))
     noise = eighths((3, 3, 7, 9), -1, 2)
     return network, torch.cat([noise, torch.zeros(1, 3, 7, 9), torch.full((1, 3, 7, 9), -64.0), torch.full((1, 3, 7, 9), 64.0)])
@@ -207,12 +216,19 @@ def check(engine, network, inputs):
             assert torch.equal(record.count, reference.count), (keep, layer, "count")
             if keep == "potentials":
                 assert torch.equal(record.residual, reference.residual), (layer, "residual")
-                assert torch.equal(record.firing_potential, reference.firing_potential), (layer, "firing potential")
+                check_potential(record, reference, layer)
 
 
-def check_all(engine, runs):
+def check_potential(record, reference, layer):
+    """Equal firing potentials where their sum, a multiple of 1/64, is a number that float32 holds; else equal but for the rounding of the sum."""
+    exact = reference.firing_potential * reference.count < 2**24 / 64
+    assert torch.equal(record.firing_potential[exact], reference.firing_potential[exact]), (layer, "firing potential")
+    torch.testing.assert_close(record.firing_potential, reference.firing_potential, rtol=1e-4, atol=0)
+
+
+def check_all(engine, runs, **semantics):
     """The suite over the named cases, an empty batch included."""
     for name in runs:
-        network, inputs = build(name)
+        network, inputs = build(name, **semantics)
         check(engine, network, inputs)
         check(engine, network, inputs[:0])

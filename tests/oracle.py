@@ -64,7 +64,7 @@ def run_immediate(layer, trains, once):
             spikes.append(spike)
             if spike:
                 fired.append(v)
-                v = v - theta if layer["reset"] == "subtract" else Fraction(0)
+                v = v - layer.get("reset_by", 1) * theta if layer["reset"] == "subtract" else Fraction(0)
         result.append({"spikes": spikes, "fired": fired, "residual": v, "threshold": theta})
     return result
 

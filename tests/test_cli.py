@@ -75,13 +75,15 @@ def folder(tmp_path_factory):
 def test_a_run_folder_is_complete(folder):
     run = folder / "whole"
     names = {p.name for p in run.iterdir()}
-    assert names == {"config.json", "environment.json", "windows.json", "metrics.json", "raster.json", "weights.safetensors", "figures", "report.html"}
+    assert names == {
+        *("config.json", "environment.json", "windows.json", "metrics.json", "raster.json", "throughput.json", "weights.safetensors", "figures", "report.html")
+    }
     metrics = json.loads((run / "metrics.json").read_text())
     assert set(metrics["arms"]) == {"full", "adaptive", "uniform", "shuffled"}
     assert metrics["arms"]["adaptive"]["mean"] == [2.0, 0.0]
     assert metrics["arms"]["full"]["accuracy"][0] > 50
     assert json.loads((run / "windows.json").read_text()) == metrics["seeds"]["0"]["adaptive"]["windows"]
-    assert {p.name for p in (run / "figures").iterdir()} == {"windows.png", "tradeoff.png", "raster.png"}
+    assert {p.name for p in (run / "figures").iterdir()} == {"windows.png", "tradeoff.png", "epochs.png", "raster.png"}
 
 
 def test_the_report_is_self_contained(folder):

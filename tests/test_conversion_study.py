@@ -14,8 +14,11 @@ import teas
 from teas.ann.resnet import CifarResNet
 from teas.exchange.weights import load_weights
 from teas.study import config
+from teas.study import data as datasets
 from teas.study.conversion import paired_p_value
-from teas.study.experiment import load_run, run
+from teas.study.experiment import load_run, pack, run
+from teas.study.hooks import Hooks
+from teas.study.metrics import evaluate
 from teas.study.report import findings, table_rows, write_report
 
 
@@ -82,13 +85,18 @@ allocators = ["uniform", "activity", "shuffled"]
 """
 
 
-def test_a_comparison_of_conversions_end_to_end(tmp_path):
+def small_cifar(folder):
+    """CIFAR-10's files, with 300 training and 40 test images of noise."""
     generator = np.random.default_rng(0)
-    (tmp_path / "cifar-10-batches-bin").mkdir()
+    (folder / "cifar-10-batches-bin").mkdir()
     for name, n in [*((f"data_batch_{i}", 60) for i in range(1, 6)), ("test_batch", 40)]:
         rows = generator.integers(0, 256, (n, 3073), np.uint8)
         rows[:, 0] = np.arange(n) % 10
-        rows.tofile(tmp_path / f"cifar-10-batches-bin/{name}.bin")
+        rows.tofile(folder / f"cifar-10-batches-bin/{name}.bin")
+
+
+def test_a_comparison_of_conversions_end_to_end(tmp_path):
+    small_cifar(tmp_path)
     torch.manual_seed(0)
     torch.save(CifarResNet(10).state_dict(), tmp_path / "ann.th")
     metrics = run(config.parse(TEXT, "test"), tmp_path / "out", data_folder=tmp_path)
@@ -106,9 +114,36 @@ def test_a_comparison_of_conversions_end_to_end(tmp_path):
         load_run(tmp_path / "out", tmp_path)
 
 
+def test_retraining_from_an_untrained_ann_to_a_network_that_evaluates_again(tmp_path):
+    small_cifar(tmp_path)
+    recipe = "{epochs = 1, rate = 0.01}"
+    changes = ("conversion.means=[]", "conversion.weights=''", f"conversion.pretraining={recipe}", "retraining.means=[2]", f"retraining.recipe={recipe}")
+    said = []
+    metrics = run(config.parse(TEXT, "test", changes), tmp_path / "out", data_folder=tmp_path, hooks=Hooks(say=said.append))
+    assert [(row["allocator"], row["retrained"], row["target"]) for row in metrics["rows"]] == [("uniform", True, 2.0), ("damage", True, 2.0)]
+    network, data, _ = load_run(tmp_path / "out")
+    found = [row["accuracy"] for row in metrics["rows"] if row["windows"] == dict(network.windows)]
+    assert evaluate(network, datasets.loader(data.test, 20)).accuracy in found
+    assert any(line.startswith("  ann   1  loss") for line in said)
+    assert "retrained" in table_rows(metrics)[0][0]
+    assert "Mean window 2, retrained" in findings(metrics)[0]
+    assert (pack(tmp_path / "out", tmp_path / "packed") / "weights.safetensors").exists()
+    # The checkpoints of a run that stopped at its end are taken up: nothing is trained a second time.
+    (tmp_path / "out/metrics.json").unlink()
+    again = []
+    assert (
+        run(config.parse(TEXT, "test", changes), tmp_path / "out", data_folder=tmp_path, resume=True, hooks=Hooks(say=again.append))["rows"] == metrics["rows"]
+    )
+    assert not any("loss" in line for line in again)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ("retraining.allocators=['guess']", "uniform, damage"),
+        ("retraining.means=[0]", "at least one step"),
+        ("conversion.weights=''", "conversion.pretraining"),
+        ("conversion.architecture='resnet21'", "resnet20"),
         ("conversion.allocators=['guess']", "uniform, damage"),
         ("conversion.means=[0.5]", "at least one step"),
         ("conversion.weight='x'", "did you mean 'weights'"),

@@ -258,3 +258,32 @@ def test_torchvision_networks_that_are_refused(name):
 
     with pytest.raises(teas.TeasError, match=r"can't be converted; \d+ operation"):
         teas.convert(getattr(torchvision.models, name)(weights=None), [images(1, 3, 224, 224)])
+
+
+def test_bias_correction_restores_the_mean_activations_and_leaves_the_conversion_alone():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)).eval()
+    inputs = torch.randn(64, 2, 8, 8)
+    conversion = teas.convert(net, [inputs], threshold="maximum", v0=0.0)  # always rounded down: a bias of half a spike
+    wanted = [net[:2](inputs).mean((0, 2, 3)), net[:5](inputs).mean((0, 2, 3))]
+
+    def missing(network):
+        record = network(inputs).record
+        rates = [network.neurons(name).threshold_for(record[name].count) * record[name].count / record[name].window for name in conversion.layers]
+        return [(a - b.mean((0, 2, 3))).abs().mean().item() for a, b in zip(wanted, rates, strict=True)]
+
+    plain = conversion.at(4)
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    corrected = conversion.at(4, bias_correction=True)
+    # Only the neurons that are not silent pass a shift on, so one sweep makes up for a part.
+    for left, was in zip(missing(corrected), missing(plain), strict=True):
+        assert left < 0.75 * was
+    assert all(torch.equal(value, before[name]) for name, value in conversion.at(4).state_dict().items())
+    closer = [(network(inputs).logits - net(inputs)).norm() for network in (corrected, plain)]
+    assert closer[0] < 0.75 * closer[1]
+
+
+def test_samples_do_not_keep_whole_batches_alive():
+    samples = Samples()
+    samples.add(torch.rand(20, 64, 28, 28))
+    assert samples.batches[0].untyped_storage().nbytes() == 4 * samples.batches[0].numel() < 4 * 50_000

@@ -78,7 +78,7 @@ def slow_twin(current, threshold, neuron, once):
     """The same window by autograd, step by step: a surrogate per spike, resets taken as given."""
     potential, silent, train = neuron.v0 * threshold.expand_as(current[0]), torch.ones_like(current[0]), []
     for now in current:
-        potential = now + neuron.leak * potential
+        potential = now + (neuron.leak if neuron.learned_leak() is None else neuron.learned_leak()) * potential
         hard = (potential >= threshold).to(current.dtype) * silent
         ratio = potential / threshold
         # The value is the spike, the slope dO/dU = σ(U/θ) as Eq. 5 states it, and dO/dθ = -(U/θ)·dO/dU.
@@ -86,14 +86,24 @@ def slow_twin(current, threshold, neuron, once):
         smooth = slope * (potential - ratio.detach() * threshold)
         spike = hard + smooth - smooth.detach()
         silent = silent - hard if once else silent
-        potential = potential - hard * threshold if neuron.reset == "subtract" else potential * (1 - hard) + neuron.v_reset * hard
+        potential = potential - neuron.reset_by * hard * threshold if neuron.reset == "subtract" else potential * (1 - hard) + neuron.v_reset * hard
         train.append(spike)
     return torch.stack(train)
 
 
 @pytest.mark.parametrize("once", [False, True])
 @pytest.mark.parametrize("surrogate", list(SURROGATES))
-@pytest.mark.parametrize("make", [lambda **o: teas.IF(**o), lambda **o: teas.LIF(0.75, **o), lambda **o: teas.IF(reset="subtract", **o)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **o: teas.IF(**o),
+        lambda **o: teas.LIF(0.75, **o),
+        lambda **o: teas.IF(reset="subtract", **o),
+        lambda **o: teas.LIF(0.75, learn_leak=True, reset="subtract", **o),
+        lambda **o: teas.LIF(0.75, learn_leak=True, reset="subtract", reset_by=1.5, **o),
+        lambda **o: teas.LIF(0.75, learn_leak=True, v_reset=-0.25, **o),
+    ],
+)
 def test_backward_equals_a_step_by_step_twin(make, surrogate, once):
     torch.manual_seed(0)
     neuron = make(surrogate=surrogate, v0=0.25, threshold=torch.tensor([1.0, 0.5]), learn_threshold=True).double()
@@ -101,8 +111,10 @@ def test_backward_equals_a_step_by_step_twin(make, surrogate, once):
     weight = torch.randn(6, 3, 2, 4, dtype=torch.float64)
     emission = run_immediate(current, neuron, once)
     (emission.spikes * weight).sum().backward()
-    got = current.grad.clone(), neuron.threshold.grad.clone()
-    current.grad = neuron.threshold.grad = None
+    leak = getattr(neuron, "leak_logit", None)
+    got = current.grad.clone(), neuron.threshold.grad.clone(), None if leak is None else leak.grad.clone()
+    neuron.zero_grad()
+    current.grad = None
     spikes = slow_twin(current, neuron.threshold_for(current[0]), neuron, once)
     assert torch.equal(spikes, emission.spikes)
     assert spikes.sum() > 0
@@ -110,6 +122,9 @@ def test_backward_equals_a_step_by_step_twin(make, surrogate, once):
     torch.testing.assert_close(got[0], current.grad)
     torch.testing.assert_close(got[1], neuron.threshold.grad)
     assert got[0].abs().sum() > 0
+    if leak is not None:
+        torch.testing.assert_close(got[2], leak.grad)
+        assert got[2].abs() > 0
 
 
 def test_two_phase_gradient_is_that_of_the_clipped_charge():
@@ -128,6 +143,16 @@ def test_bad_thresholds_are_refused(threshold):
 def test_bad_leaks_are_refused(leak):
     with pytest.raises(teas.TeasError, match="leak"):
         teas.LIF(leak)
+
+
+def test_a_leak_is_learned_between_0_and_1():
+    neuron = teas.LIF(0.75, learn_leak=True)
+    assert neuron.leak == pytest.approx(0.75)
+    with torch.no_grad():
+        neuron.leak_logit += 50
+    assert 0.75 < neuron.leak <= 1
+    with pytest.raises(teas.TeasError, match="start below 1"):
+        teas.LIF(1.0, learn_leak=True)
 
 
 def test_unknown_options_are_refused_with_the_choices():

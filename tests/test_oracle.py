@@ -32,7 +32,7 @@ class Graph(nn.Module):
             joined.weight.data = torch.cat([self.maps[f"{layer['name']}-{source}"].weight.data for source, _ in layer["inputs"]], 1)
             joined.bias.data = torch.tensor([float(b) for b in layer["bias"]])
             self.maps[layer["name"]] = joined
-            options = {"reset": layer["reset"], "v0": float(layer["v0"])}
+            options = {"reset": layer["reset"], "v0": float(layer["v0"]), "reset_by": float(layer.get("reset_by", 1))}
             theta = torch.tensor([float(x) for x in layer["threshold"]])
             self.neurons[layer["name"]] = teas.IF(theta, **options) if layer["leak"] == 1 else teas.LIF(float(layer["leak"]), theta, **options)
 
@@ -68,6 +68,7 @@ def networks(draw, firing):
                 "bias": draw(st.lists(dyadic(-1, 1, 4), min_size=WIDTH, max_size=WIDTH)),
                 "threshold": draw(st.lists(st.sampled_from([Fraction(1), Fraction(3, 4), Fraction(2)]), min_size=WIDTH, max_size=WIDTH)),
                 "reset": "subtract" if firing == "two_phase" else draw(st.sampled_from(["zero", "subtract"])),
+                "reset_by": Fraction(1) if firing == "two_phase" else draw(st.sampled_from([Fraction(1), Fraction(2), Fraction(1, 2)])),
                 "leak": Fraction(1) if firing == "two_phase" else draw(st.sampled_from([Fraction(1), Fraction(1, 2)])),
                 "v0": draw(st.sampled_from([Fraction(0), Fraction(1, 2)])),
             }
@@ -149,9 +150,9 @@ def broken_fire(monkeypatch):
 def broken_reset(monkeypatch):
     real = neuron_module._Window.apply
 
-    def zero(current, threshold, neuron, once):
+    def zero(current, threshold, leak, neuron, once):
         twin = teas.IF(neuron.threshold, reset="zero", v0=neuron.v0)
-        return real(current, threshold, twin, once)
+        return real(current, threshold, leak, twin, once)
 
     monkeypatch.setattr(neuron_module._Window, "apply", zero)
 

@@ -52,8 +52,10 @@ def test_libraries_stay_in_their_rooms(path):
     used = {name.split(".")[0] for name in imports(path)}
     if room(path) == "spiking":
         assert used - {"__future__", "torch", "teas"} <= set(__import__("sys").stdlib_module_names)
+    if used & {"numba", "llvmlite"}:
+        assert path.name in ("lanes.py", "event_kernels.py")
     if "matplotlib" in used:
-        assert path.name in ("figures.py", "report.py")
+        assert path.name in ("figures.py", "figures_training.py", "report.py", "bench_report.py")
     assert "pickle" not in used or path.name == "weights.py"  # only to catch its error
 
 

@@ -12,6 +12,7 @@ from torch import nn
 import teas
 from teas.spiking.neuron import Amplitude
 from teas.study import data as datasets
+from teas.study.augmentation import cut_out
 from teas.study.config import parse, read
 from teas.study.energy import Operations, ann_energy, count_operations, total
 from teas.study.metrics import evaluate
@@ -168,6 +169,41 @@ def test_augmentation_moves_and_mirrors():
     images.augmentation = "crop_flip"
     mirrored, _ = images.__getitems__(list(range(200)))
     assert {0, 5} <= {i[3].item() for i in mirrored.nonzero()}
+
+
+def colourful(augmentation, n=200):
+    pictures = np.random.default_rng(0).integers(1, 256, (1, 3, 32, 32), np.uint8)
+    return datasets.Images((np.repeat(pictures, n, 0), np.zeros(n)), 255.0, torch.full((3,), 0.25), torch.ones(3), augmentation)
+
+
+def test_cutout_erases_one_square_of_each_image():
+    torch.manual_seed(0)
+    erased = cut_out(torch.ones(300, 3, 32, 32)) == 0
+    assert (erased.any(1) == erased.all(1)).all()  # the same pixels of every channel
+    heights, widths = erased[:, 0].any(2).sum(1), erased[:, 0].any(1).sum(1)
+    assert (erased[:, 0].sum((1, 2)) == heights * widths).all()  # a rectangle
+    assert (heights.max(), widths.max(), heights.min()) == (16, 16, 8)  # centres near the edge reach over it
+    inputs, _ = colourful("crop_flip_cutout").__getitems__(list(range(50)))
+    assert (inputs == 0).all(1).sum((1, 2)).min() >= 64
+
+
+def test_autoaugment_changes_each_image_by_itself():
+    torch.manual_seed(0)
+    inputs, _ = colourful("autoaugment").__getitems__(list(range(40)))
+    assert inputs.shape == (40, 3, 32, 32)
+    assert len({tuple(image.flatten().sort().values.tolist()) for image in inputs}) > 30
+    grey = datasets.Images((np.full((4, 1, 8, 8), 9, np.uint8), np.zeros(4)), 16.0, torch.zeros(1), torch.ones(1), "autoaugment")
+    assert grey.__getitems__([0, 1])[0].shape == (2, 1, 8, 8)
+
+
+def test_a_share_of_the_training_images():
+    few, all_of_them = datasets.load("digits", None, validation=100, samples=50), datasets.load("digits", None, validation=100)
+    assert (len(few.train), len(few.validation)) == (50, 100)
+    assert torch.equal(few.validation.images, all_of_them.validation.images)
+    kept = {image.numpy().tobytes() for image in all_of_them.train.images}
+    assert all(image.numpy().tobytes() in kept for image in few.train.images)
+    with pytest.raises(teas.TeasError, match="1098 training samples"):
+        datasets.load("digits", None, validation=100, samples=1099)
 
 
 @pytest.mark.parametrize("path", [*sorted((ROOT / "experiments").glob("*.toml")), ROOT / "src/teas/study/demo.toml"], ids=lambda p: p.stem)

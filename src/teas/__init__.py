@@ -2,12 +2,24 @@
 
 from teas._version import __version__
 from teas.adapt.activity import LayerActivity, measure_activity
-from teas.adapt.training import Adjustment, Stage, run_stage
+from teas.adapt.adapted import adapt
+from teas.adapt.schedule import Adjustment
+from teas.adapt.training import Stage, run_stage
 from teas.adapt.vulnerability import measure_damage
 from teas.ann.convert import Conversion, LayerReport, convert
+from teas.ann.folding import fold_batch_norms
 from teas.engine import choose_engine
 from teas.errors import TeasError
+from teas.exchange.events import bin_events
+from teas.exchange.folded import fold_amplitudes
 from teas.exchange.native import load_network, save_network
+from teas.exchange.nir_export import to_nir
+from teas.exchange.nir_import import from_nir
+from teas.exchange.norse import from_norse
+from teas.exchange.onnx_export import to_onnx
+from teas.exchange.sinabs import from_sinabs
+from teas.exchange.snntorch import from_snntorch
+from teas.exchange.spikingjelly import from_spikingjelly, to_spikingjelly
 from teas.spiking.network import LayerRecord, Output, Semantics, SpikingNetwork
 from teas.spiking.neuron import IF, LIF
 from teas.spiking.time_windows import TimeWindows
@@ -27,11 +39,23 @@ __all__ = [
     "TeasError",
     "TimeWindows",
     "__version__",
+    "adapt",
+    "bin_events",
     "choose_engine",
     "convert",
+    "fold_amplitudes",
+    "fold_batch_norms",
+    "from_nir",
+    "from_norse",
+    "from_sinabs",
+    "from_snntorch",
+    "from_spikingjelly",
     "load_network",
     "measure_activity",
     "measure_damage",
     "run_stage",
     "save_network",
+    "to_nir",
+    "to_onnx",
+    "to_spikingjelly",
 ]

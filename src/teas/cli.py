@@ -24,6 +24,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Time windows
 console = Console(stderr=True)  # standard output is for results
 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, for machines.")]
+Subject = Annotated[Path, typer.Argument(metavar="RUN_DIR|TOML", help="Folder of a finished run, or the experiment of a conversion.")]
+Windows = Annotated[str | None, typer.Option(help="A JSON file of windows, or one integer for all layers.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of the data sets, in torchvision's layout.")]
 
 
@@ -45,7 +47,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _hooks(tensorboard: Path | None = None) -> Any:
-    from teas.study.experiment import Hooks, is_main_process
+    from teas.study.experiment import is_main_process
+    from teas.study.hooks import Hooks
 
     if not is_main_process():
         return Hooks()
@@ -65,14 +68,17 @@ def _hooks(tensorboard: Path | None = None) -> Any:
         nonlocal count
         count += 1
         windows = " ".join(str(steps) for steps in epoch.windows.values())
-        console.print(f"  {arm} {epoch.stage} {epoch.number + 1:3d}  loss {epoch.loss:.4f}  train {epoch.accuracy:6.2f} %  windows {windows}", highlight=False)
+        held_out = "" if epoch.validation is None else f"  held out {epoch.validation:6.2f} %"
+        cost = f"{epoch.samples_per_second:.0f} images/s  {epoch.memory:.0f} MiB"
+        text = f"  {arm} {epoch.stage} {epoch.number + 1:3d}  loss {epoch.loss:.4f}  train {epoch.accuracy:6.2f} %{held_out}  windows {windows}  {cost}"
+        console.print(text, highlight=False, soft_wrap=True)
         if writer:
             writer.add_scalar(f"{arm}/{epoch.stage}/loss", epoch.loss, count)
             writer.add_scalar(f"{arm}/{epoch.stage}/accuracy", epoch.accuracy, count)
             for layer, steps in epoch.windows.items():
                 writer.add_scalar(f"{arm}/window/{layer}", steps, count)
 
-    return Hooks(progress, on_epoch, lambda message: console.print(message, highlight=False))
+    return Hooks(progress, on_epoch, lambda message: console.print(message, highlight=False, soft_wrap=True))
 
 
 def _show(metrics: dict[str, Any], as_json: bool, folder: Path) -> None:
@@ -89,6 +95,22 @@ def _show(metrics: dict[str, Any], as_json: bool, folder: Path) -> None:
     for line in [*findings(metrics), note(metrics)]:
         out.print(line, highlight=False)
     out.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _show_found(found: dict[str, Any], as_json: bool, table: tuple[list[str], list[list[str]]], lines: Iterable[str], files: Iterable[Path]) -> None:
+    """A table of results with its findings and files, or one JSON object."""
+    if as_json:
+        print(json.dumps(found))
+        return
+    out = Console(width=None if sys.stdout.isatty() else 240)
+    shown = Table(*table[0])
+    for row in table[1]:
+        shown.add_row(*row)
+    out.print(shown)
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True)
+    for file in files:
+        out.print(f"Written: {file}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -144,32 +166,26 @@ def run(
 @app.command()
 @guarded
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
-    windows: Annotated[str | None, typer.Option(help="A JSON file of windows, or one integer for all layers.")] = None,
+    folder: Subject,
+    windows: Windows = None,
     data: DataFolder = None,
+    held_out: Annotated[bool, typer.Option("--held-out", help="On the images held out of the training set instead of the test images.")] = False,
     as_json: JSON = False,
 ) -> None:
-    """Evaluate the adapted network of a run on its test data, at its own windows or at others."""
-    from teas.spiking.time_windows import TimeWindows
+    """Evaluate the network of a run, or a converted one, on its test data, at its own windows or at others."""
     from teas.study import data as datasets
-    from teas.study.experiment import EVALUATION_BATCH, load_run
+    from teas.study.experiment import EVALUATION_BATCH
     from teas.study.metrics import evaluate as measure
+    from teas.study.subject import open_subject
 
-    network, split, experiment = load_run(folder, data)
-    if windows and windows.lstrip("-").isdigit():
-        network = network.with_windows(int(windows))
-    elif windows:
-        try:
-            text = Path(windows).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise TeasError(f"--windows takes a JSON file or an integer; cannot read {windows!r}: {error}") from None
-        network = network.with_windows(TimeWindows.from_json(text))
-    found = measure(network, datasets.loader(split.test, EVALUATION_BATCH), experiment.seeds[0])
+    subject = open_subject(folder, data)
+    network, images = subject.make(subject.windows(windows)), subject.data.validation if held_out else subject.data.test
+    found = measure(network, datasets.loader(images, EVALUATION_BATCH), subject.experiment.seeds[0])
     if as_json:
         print(json.dumps(asdict(found)))
         return
     at = found.latency
-    print(f"accuracy {found.accuracy:.2f} % on {found.samples} test images; spikes per image {found.spikes:.0f}")
+    print(f"accuracy {found.accuracy:.2f} % on {found.samples} {'held-out' if held_out else 'test'} images; spikes per image {found.spikes:.0f}")
     print(f"windows mean {at.mean:.2f}, op-weighted {at.weighted:.2f}, max {at.max}, sum {at.sum}: {found.windows}")
     print("energy nJ per image, without memory: " + ", ".join(f"{regime} {value:.1f}" for regime, value in found.energy.items()))
 
@@ -190,6 +206,72 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folde
 
 @app.command()
 @guarded
+def profile(
+    path: Subject,
+    data: DataFolder = None,
+    windows: Windows = None,
+    noise: Annotated[
+        list[str] | None, typer.Option(help="Disturbance KIND or KIND=u: flip, delete, jitter, potential; may be repeated [flip=0.1 and delete=0.1].")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many test images.")] = 2000,
+    seeds: Annotated[int, typer.Option(min=1, help="How many draws of the noise.")] = 5,
+    shorten: Annotated[int, typer.Option(min=1, help="Steps of the one layer that is shortened.")] = 4,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for results [default: the run folder].")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Measure every layer's activity and vulnerability, and whether they go together; an interrupted profile continues."""
+    from teas.study import profile as profiles
+
+    found, folder = profiles.run(
+        path, data, windows, noise or ["flip=0.1", "delete=0.1"], images=images, seeds=range(seeds), shorten=shorten, out=out, hooks=_hooks()
+    )
+    _show_found(found, as_json, profiles.table(found), profiles.findings(found), profiles.pictures(found, folder))
+
+
+@app.command()
+@guarded
+def explore(
+    path: Subject,
+    data: DataFolder = None,
+    max_loss: Annotated[float | None, typer.Option(help="Take the cheapest windows that lose at most this many points of accuracy [0.1].")] = None,
+    budget: Annotated[str | None, typer.Option(help="Take the most accurate windows within a budget, e.g. sum=120, mean=8, INT8=900.")] = None,
+    cost: Annotated[str, typer.Option(help="What to trade accuracy against: mean, weighted, max, sum, energy, or a regime.")] = "sum",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for results [default: the run folder].")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Trade accuracy against time and energy: many windows for one set of weights, their Pareto front, and the point to run at."""
+    from teas.errors import check_choice
+    from teas.study import explore as explorer
+
+    check_choice("--cost", cost, explorer.COSTS)
+    limit = explorer.parse_budget(budget) if budget else None
+    loss = 0.1 if max_loss is None and limit is None else max_loss
+    options = {"allocators": explorer.ALLOCATORS, "means": explorer.MEANS, "cost": cost, "max_loss": loss, "budget": limit}
+    found, folder = explorer.run(path, data, out=out, hooks=_hooks(), **options)
+    _show_found(found, as_json, explorer.table(found), explorer.findings(found), [folder / name for name in ("windows.json", "tradeoff.png")])
+
+
+@app.command()
+@guarded
+def reproduce(
+    what: Annotated[str, typer.Argument(help="fig3, fig5, fig6, fig7, fig8a, fig8b, table2 or table3.")],
+    data: DataFolder = None,
+    train: Annotated[bool, typer.Option("--train", help="Also run what trains and is not finished yet: hours without a GPU.")] = False,
+    experiments: Annotated[Path, typer.Option(help="Folder of the experiments.")] = Path("experiments"),
+    runs: Annotated[Path, typer.Option(help="Folder of finished runs.")] = Path("runs"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for results and what they are cached in.")] = Path("runs/reproduce"),
+    as_json: JSON = False,
+) -> None:
+    """Make a figure or table of the paper again: ours beside the paper's, and what was not run and why."""
+    from teas.study import reproduce as reproduction
+
+    place = reproduction.Place(data, experiments, runs, experiments.parent / "zoo", out, train, _hooks())
+    found = reproduction.reproduce(what, place)
+    _show_found(asdict(found), as_json, (found.header, found.rows), [found.title, *found.notes], map(Path, found.pictures))
+
+
+@app.command()
+@guarded
 def pack(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write: settings, windows, weights in 16 bits.")],
@@ -198,6 +280,55 @@ def pack(
     from teas.study import experiment as experiments
 
     print(experiments.pack(folder, out))
+
+
+@app.command()
+@guarded
+def engines(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")], data: DataFolder = None, as_json: JSON = False
+) -> None:
+    """Which engines can execute a run's adapted network, in the order that `auto` tries them, and why the others can't."""
+    from teas.study.bench import engines_table
+    from teas.study.experiment import load_run
+
+    found = engines_table(load_run(folder, data)[0].eval())
+    if as_json:
+        print(json.dumps(dict(found)))
+        return
+    for name, reasons in found:
+        print(f"{name:16s} {'; '.join(reasons) or 'can run it'}")
+
+
+@app.command()
+@guarded
+def bench(
+    network: Annotated[list[str] | None, typer.Option(help="mlp, resnet20 or vgg16; may be repeated [default: all].")] = None,
+    window: Annotated[list[int] | None, typer.Option(help="Steps of every layer; may be repeated [default: 4 8 16 45 64 256].")] = None,
+    contender: Annotated[list[str] | None, typer.Option(help="Whom to time; may be repeated [default: all].")] = None,
+    batch: Annotated[int, typer.Option(help="Images at once.")] = 32,
+    threads: Annotated[int, typer.Option(help="Threads of every contender.")] = 2,
+    seconds: Annotated[float, typer.Option(help="Time to spend on each, at least three rounds.")] = 5.0,
+    weights: Annotated[Path | None, typer.Option(help="Weights of the ResNet-20; random without.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw images a second against the window into this PNG.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Time our engines beside other libraries and the ANN, after checking that all of them compute the same."""
+    from teas.study import bench as benchmark
+    from teas.study.bench_contender import CONTENDERS
+    from teas.study.bench_networks import NETWORKS
+    from teas.study.bench_report import draw, lines
+
+    names = contender or [name for name in CONTENDERS if not name.startswith("reference")]
+    shared = {"batch": batch, "threads": threads, "seconds": seconds, "weights": str(weights) if weights else None}
+    todo = benchmark.tasks(network or list(NETWORKS), window or [4, 8, 16, 45, 64, 256], names, **shared)
+    results = benchmark.run(todo, lambda message: console.print(message, highlight=False))
+    results["rows"] = benchmark.with_ratios(results)
+    if picture:
+        draw(results, picture)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        print("\n".join(lines(results)))
 
 
 def main() -> None:

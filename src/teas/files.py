@@ -28,3 +28,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         if isinstance(error, OSError):
             raise TeasError(f"cannot write {path}: {error.strerror or error}. Nothing was lost; make room or choose another folder, and run it again") from None
         raise
+
+
+def remove_strays(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder, `.NAME.json.XXXXXXXX` and the like, and nothing else."""
+    for stray in folder.glob(".*.????????"):
+        if Path(stray.stem).suffix in (".json", ".safetensors", ".html", ".png"):
+            stray.unlink(missing_ok=True)

@@ -16,8 +16,9 @@ from teas.spiking.network import SpikingNetwork
 class LayerActivity:
     """What a layer did over a data set.
 
-    activity: `Act(l)`, mean over samples and neurons of `count / T_l`, in [0, 1]. spikes: per sample, summed over the layer.
+    activity: `Act(l)`, mean over samples and neurons of `count / T_l` (Eq. 2), in [0, 1]. spikes: per sample, summed over the layer.
     silent, saturated: share of neurons and samples with no spike, and with one at every step. neurons: size of the layer.
+    histogram: share of neurons and samples with each spike count, from 0 to `T_l`.
     """
 
     activity: float
@@ -25,6 +26,7 @@ class LayerActivity:
     silent: float
     saturated: float
     neurons: int
+    histogram: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -32,27 +34,27 @@ def measure_activity(network: SpikingNetwork, batches: Iterable[tuple[Tensor, Te
     """Activity of every spiking layer over batches of `(inputs, labels)`, in evaluation mode; raises `TeasError` for no data."""
     training = network.training
     network.eval()
-    totals = {layer: torch.zeros(3, dtype=torch.float64) for layer in network.spiking_layers}
+    histograms = {layer: torch.zeros(network.windows[layer] + 1, dtype=torch.int64) for layer in network.spiking_layers}
     neurons: dict[str, int] = {}
     samples = 0
     for inputs, _ in batches:
         samples += len(inputs)
         for layer, record in network(inputs).record.items():
-            count = record.count
-            neurons[layer] = count[0].numel()
-            # Sums of whole numbers in float64 are exact, whatever the batch size.
-            totals[layer] += torch.stack([count.sum(dtype=torch.float64), (count == 0).sum(), (count == record.window).sum()]).cpu()
+            neurons[layer] = record.count[0].numel()
+            histograms[layer] += torch.bincount(record.count.flatten().long(), minlength=record.window + 1).cpu()
     network.train(training)
     if samples == 0:
         raise TeasError("measuring activity needs at least one sample; the data is empty")
     result = {}
-    for layer, (spikes, silent, saturated) in totals.items():
-        trains = samples * neurons[layer]
+    for layer, histogram in histograms.items():
+        trains, window = samples * neurons[layer], network.windows[layer]
+        spikes = int((histogram * torch.arange(window + 1)).sum())
         result[layer] = LayerActivity(
-            activity=float(spikes) / (trains * network.windows[layer]),
-            spikes=float(spikes) / samples,
-            silent=float(silent) / trains,
-            saturated=float(saturated) / trains,
+            activity=spikes / (trains * window),
+            spikes=spikes / samples,
+            silent=int(histogram[0]) / trains,
+            saturated=int(histogram[-1]) / trains,
             neurons=neurons[layer],
+            histogram=tuple((histogram.double() / trains).tolist()),
         )
     return result

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from teas.spiking.network import SpikingNetwork
 
 REGULARISERS = ("none", "sound", "literal")
+LOSSES = ("rate", "per_step")
 _EPSILON = 1e-6
 
 
@@ -54,3 +55,12 @@ def regulariser(activity: Mapping[str, Tensor], observed: Tensor, parameters: Ma
 def cross_entropy(logits: Tensor, labels: Tensor, scale: float) -> Tensor:
     """Eq. 7 on `scale·u`, `u` the firing rates in [0, 1] or negative first spike times; scale 1 is the paper."""
     return F.cross_entropy(scale * logits, labels)
+
+
+def per_step_cross_entropy(outputs: Tensor, labels: Tensor, scale: float) -> Tensor:
+    """Temporal efficient training: `1/T Σ_t CE(scale·o(t), y)` on what the output says at each step, `outputs [time, batch, class]`.
+
+    Every step must be right by itself, not only their mean. Source: TET (Deng et al., ICLR 2022), without its second, regularising term.
+    """
+    steps = len(outputs)
+    return F.cross_entropy(scale * outputs.flatten(0, 1), labels.repeat(steps))

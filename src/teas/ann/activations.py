@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from teas.ann.quantised import QuantisedReLU
 from teas.errors import TeasError
 from teas.spiking.trace import untraceable, without_side_effects
 
@@ -46,19 +47,23 @@ _WAY_OUT = {
 
 @dataclass(frozen=True)
 class Activation:
-    """One activation of the ANN: the layer it becomes, what it was, and the value it is clipped at (infinity for a ReLU)."""
+    """One activation of the ANN: the layer it becomes, what it was, the value it is clipped at (infinity for a ReLU), and itself if it is quantised."""
 
     name: str
     kind: str
     ceiling: float
+    quantised: QuantisedReLU | None = None
 
 
 class _Tracer(fx.Tracer):
     record_stack_traces = True
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, QuantisedReLU) or super().is_leaf_module(m, module_qualified_name)
 
-def traced(ann: nn.Module) -> fx.GraphModule:
-    """The ANN in evaluation mode as a graph on copies of its weights, batch norms folded; raises `TeasError` where tracing breaks."""
+
+def traced(ann: nn.Module, fold: bool = True) -> fx.GraphModule:
+    """The ANN in evaluation mode as a graph on copies of its weights, batch norms folded unless told not to; raises `TeasError` where tracing breaks."""
     ann = copy.deepcopy(ann).eval()
     try:
         graph = _Tracer().trace(ann)
@@ -66,7 +71,8 @@ def traced(ann: nn.Module) -> fx.GraphModule:
         raise untraceable(ann, error) from error
     without_side_effects(graph, ann)
     module = fx.GraphModule(ann, graph, type(ann).__name__)
-    _fold_batch_norms(module)
+    if fold:
+        _fold_batch_norms(module)
     return module
 
 
@@ -79,7 +85,7 @@ def _ceiling(module: fx.GraphModule, node: fx.Node) -> float | None:
     key = _target_key(module, node)
     if node.op not in ("call_module", "call_function", "call_method"):
         return None
-    if key in _RELU:
+    if key in _RELU or key is QuantisedReLU:
         return math.inf
     if key in _RELU6:
         return 6.0
@@ -101,8 +107,8 @@ def _clamp_bounds(module: fx.GraphModule, node: fx.Node) -> tuple[Any, Any]:
     return tuple(default[i] if bound is None else bound for i, bound in enumerate(bounds))  # type: ignore[return-value]
 
 
-def find_activations(module: fx.GraphModule) -> list[Activation]:
-    """Replace every activation of the graph by a call of a submodule of its own, followed by one that gives spikes their amplitude.
+def find_activations(module: fx.GraphModule, amplitudes: bool = True) -> list[Activation]:
+    """Replace every activation of the graph by a call of a submodule of its own, followed by one that gives spikes their amplitude, unless told not to.
 
     A module that is used twice becomes two layers.
     """
@@ -112,19 +118,19 @@ def find_activations(module: fx.GraphModule) -> list[Activation]:
     clipped = {node: ceiling for node in module.graph.nodes if (ceiling := _ceiling(module, node)) is not None}
     for node, ceiling in clipped.items():
         before = node.all_input_nodes[0]
-        kind = type(module.get_submodule(str(node.target))).__name__ if node.op == "call_module" else node.name
+        itself = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        kind = type(itself).__name__ if itself else node.name
         name = _name(node, taken, called)
-        for path in (name, f"{name}_amplitude"):  # the graph refuses calls of modules that are not there yet
-            if path not in taken:
+        last, value = node, before
+        for path in (name, f"{name}_amplitude") if amplitudes else (name,):
+            if path not in taken:  # the graph refuses calls of modules that are not there yet
                 module.add_submodule(path, nn.Identity())
                 taken.add(path)
-        with module.graph.inserting_after(node):
-            neurons = module.graph.call_module(name, (before,))
-        with module.graph.inserting_after(neurons):
-            amplitude = module.graph.call_module(f"{name}_amplitude", (neurons,))
-        node.replace_all_uses_with(amplitude)
+            with module.graph.inserting_after(last):
+                last = value = module.graph.call_module(path, (value,))
+        node.replace_all_uses_with(value)
         module.graph.erase_node(node)
-        found.append(Activation(name, kind, ceiling))
+        found.append(Activation(name, kind, ceiling, itself if isinstance(itself, QuantisedReLU) else None))
     return found
 
 

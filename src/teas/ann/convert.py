@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from teas.ann.activations import Activation, find_activations, refuse_unconvertible, traced
+from teas.ann.bias import channel_means, correct_biases
+from teas.ann.quantised import QuantisedReLU
 from teas.ann.thresholds import METHODS, Samples, fit
 from teas.errors import TeasError, check_choice
 from teas.spiking.network import SpikingNetwork
@@ -17,13 +20,15 @@ from teas.spiking.neuron import IF, Amplitude
 from teas.spiking.time_windows import TimeWindows
 
 _PROBE, _SUSPICIOUS = 64, 0.25
+_KEPT_VALUES = 2_000_000  # input values kept for bias correction: 650 images of CIFAR, 16 of ImageNet
+_BATCH_VALUES = 200_000  # and at a time, of which the first are for the report: 65 images of CIFAR, 8 of ImageNet
 
 
 @dataclass(frozen=True)
 class LayerReport:
     """What became of one activation: kind it was, neurons, threshold (mean over channels), window, activity, and the error of its rates.
 
-    error: `‖θ·n/T - a‖ / ‖a‖` on the calibration inputs, `a` the ANN's activation; errors of earlier layers are included.
+    error: `‖θ·n/T - a‖ / ‖a‖` on the first calibration inputs, `a` the ANN's activation; errors of earlier layers are included.
     """
 
     layer: str
@@ -38,12 +43,13 @@ class LayerReport:
 class _Recorder(nn.Module):
     """An activation that keeps samples of what it returns."""
 
-    def __init__(self, ceiling: float, samples: Samples):
+    def __init__(self, activation: Activation, samples: Samples):
         super().__init__()
-        self.ceiling, self.samples, self.last = ceiling, samples, torch.empty(0)
+        self.activation, self.samples, self.last = activation, samples, torch.empty(0)
 
     def forward(self, current: Tensor) -> Tensor:
-        self.last = current.clamp(0, self.ceiling)
+        quantised = self.activation.quantised
+        self.last = quantised(current) if quantised else current.clamp(0, self.activation.ceiling)
         self.samples.add(self.last)
         return self.last
 
@@ -51,9 +57,18 @@ class _Recorder(nn.Module):
 class Conversion:
     """A converted ANN before its windows are chosen: `at(windows)` fits the thresholds to them and returns the spiking network."""
 
-    def __init__(self, graph: fx.GraphModule, activations: list[Activation], samples: dict[str, Samples], inputs: Tensor, options: dict[str, object]):
-        self._graph, self._activations, self._samples, self._inputs = graph, activations, samples, inputs
+    def __init__(
+        self,
+        ann: nn.Module,
+        graph: fx.GraphModule,
+        activations: list[Activation],
+        samples: dict[str, Samples],
+        batches: tuple[Tensor, ...],
+        options: dict[str, object],
+    ):
+        self._ann, self._graph, self._activations, self._samples, self._batches = ann, graph, activations, samples, batches
         self._fitted: dict[tuple[str, int], Tensor] = {}
+        self._mean: dict[str, Tensor] = {}
         self._method, self._v0, self._per_channel = str(options["threshold"]), float(str(options["v0"])), bool(options["per_channel"])
 
     @property
@@ -61,40 +76,73 @@ class Conversion:
         """Names of the layers, those of the ANN's activations."""
         return tuple(activation.name for activation in self._activations)
 
-    def at(self, windows: TimeWindows | Mapping[str, int] | int, **semantics: str) -> SpikingNetwork:
+    def at(self, windows: TimeWindows | Mapping[str, int] | int, *, bias_correction: bool = False, **semantics: Any) -> SpikingNetwork:
         """The spiking network at these windows; synaptic weights are shared between all networks of a conversion.
 
         Two-phase firing by default, so that each layer is a uniform quantiser of its activation: `θ/T · clip(floor(v0 + T·a/θ), 0, T)`.
+        bias_correction: copy the weights, and shift biases by what the rates miss of the ANN's mean activations on calibration inputs.
         """
         steps = TimeWindows.uniform(self.layers, windows) if isinstance(windows, int) else TimeWindows(dict(windows))
         steps.validate(self.layers)
         neurons: dict[str, nn.Module] = {}
         for activation in self._activations:
-            name = activation.name
-            key = (name, steps[name])
-            if key not in self._fitted:
-                self._fitted[key] = fit(self._samples[name], steps[name], self._method, self._v0, activation.ceiling, self._per_channel)
-            fire = IF(self._fitted[key], reset="subtract", v0=self._v0)
-            neurons |= {name: fire, f"{name}_amplitude": Amplitude(fire.threshold)}
-        module = _with_modules(self._graph, neurons).to(self._inputs.device)
-        return SpikingNetwork(module, steps, **{"firing": "two_phase", **semantics}).eval()
+            threshold, v0 = self._threshold(activation, steps[activation.name]), self._v0 if activation.quantised is None else activation.quantised.v0
+            fire = IF(threshold, reset="subtract", v0=v0)
+            neurons |= {activation.name: fire, f"{activation.name}_amplitude": Amplitude(fire.threshold)}
+        module = _with_modules(self._graph, neurons).to(self._batches[0].device).eval()
+        network = SpikingNetwork(module, steps, **{"firing": "two_phase", **semantics}).eval()
+        return correct_biases(network, self._means(), self._batches) if bias_correction else network
+
+    def trainable(self, windows: TimeWindows | Mapping[str, int] | int) -> nn.Module:
+        """A copy of the ANN for any training loop, its activations quantised as these windows make them, with thresholds that learn.
+
+        Batch norms are kept, to be folded when the trained copy is converted in its turn: `convert(copy, calibration).at(windows)` spikes
+        exactly as often as the copy's activations say, and one step of training costs one pass whatever the windows are.
+        """
+        steps = TimeWindows.uniform(self.layers, windows) if isinstance(windows, int) else TimeWindows(dict(windows))
+        steps.validate(self.layers)
+        graph = traced(self._ann, fold=False)
+        activations = {found.name: found for found in find_activations(graph, amplitudes=False)}
+        graph.delete_all_unused_submodules()
+        return _with_modules(graph, {name: QuantisedReLU(self._threshold(found, steps[name]), steps[name], self._v0) for name, found in activations.items()})
+
+    def _threshold(self, activation: Activation, window: int) -> Tensor:
+        """The threshold of a layer at a window: the one that was learned, or else fitted to the samples."""
+        if activation.quantised is not None:
+            return activation.quantised.threshold.detach()
+        key = (activation.name, window)
+        if key not in self._fitted:
+            self._fitted[key] = fit(self._samples[activation.name], window, self._method, self._v0, activation.ceiling, self._per_channel)
+        return self._fitted[key]
 
     @torch.no_grad()
     def report(self, network: SpikingNetwork) -> list[LayerReport]:
         """Layer by layer: what it became and how far its rates are from the ANN's activations on the calibration inputs."""
-        recorders: dict[str, nn.Module] = {a.name: _Recorder(a.ceiling, Samples()) for a in self._activations}
-        _with_modules(self._graph, recorders)(self._inputs)
-        record = network(self._inputs).record
+        record = network(self._batches[0]).record
+        activations = self._wanted(self._batches[0])
         rows = []
         for activation in self._activations:
-            name, found = activation.name, record[activation.name]
-            wanted = recorders[name].last
-            assert isinstance(wanted, Tensor)
+            name, found, wanted = activation.name, record[activation.name], activations[activation.name]
             threshold = network.neurons(name).threshold_for(found.count)
             error = (threshold * found.count / found.window - wanted).norm() / wanted.norm().clamp_min(1e-12)
             mean_threshold = float(network.neurons(name).threshold.mean())
             rows.append(LayerReport(name, activation.kind, wanted[0].numel(), mean_threshold, found.window, float(found.activity), float(error)))
         return rows
+
+    @torch.no_grad()
+    def _wanted(self, inputs: Tensor) -> dict[str, Tensor]:
+        """The ANN's activations by layer."""
+        recorders = {a.name: _Recorder(a, Samples()) for a in self._activations}
+        _with_modules(self._graph, recorders).eval()(inputs)
+        return {name: recorder.last for name, recorder in recorders.items()}
+
+    def _means(self) -> dict[str, Tensor]:
+        """The ANN's mean activation per layer and channel on the kept calibration inputs."""
+        if not self._mean:
+            found = [{name: len(inputs) * channel_means(values) for name, values in self._wanted(inputs).items()} for inputs in self._batches]
+            samples = sum(len(inputs) for inputs in self._batches)
+            self._mean = {name: torch.stack([means[name] for means in found]).sum(0) / samples for name in self.layers}
+        return self._mean
 
 
 def _with_modules(graph: fx.GraphModule, modules: Mapping[str, nn.Module]) -> fx.GraphModule:
@@ -107,7 +155,14 @@ def _with_modules(graph: fx.GraphModule, modules: Mapping[str, nn.Module]) -> fx
         elif node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
             root[str(node.target)] = getattr(graph.get_submodule(owner), name)
-    return fx.GraphModule(root, graph.graph, type(graph).__name__).eval()
+    return fx.GraphModule(root, graph.graph, type(graph).__name__)
+
+
+def _kept(batches: list[Tensor]) -> tuple[Tensor, ...]:
+    """The first inputs, not many more values of them than are kept, in batches small enough to record every layer."""
+    inputs = torch.cat(batches)
+    size = inputs[0].numel()
+    return torch.split(inputs[: max(16, _KEPT_VALUES // size)], max(8, _BATCH_VALUES // size))
 
 
 @torch.no_grad()
@@ -130,24 +185,26 @@ def convert(
     if not activations:
         raise TeasError(f"{type(ann).__name__} has no ReLU at all, so it would become no spiking layer; only ReLU networks can be converted")
     samples = {activation.name: Samples() for activation in activations}
-    recorders: dict[str, nn.Module] = {a.name: _Recorder(a.ceiling, samples[a.name]) for a in activations}
+    recorders: dict[str, nn.Module] = {a.name: _Recorder(a, samples[a.name]) for a in activations}
     graph.delete_all_unused_submodules()
-    recording = _with_modules(graph, recorders)
-    first = None
+    recording = _with_modules(graph, recorders).eval()
+    kept: list[Tensor] = []
     for batch in calibration:
         inputs = batch if isinstance(batch, Tensor) else batch[0]
         if not inputs.isfinite().all():
             raise TeasError("the calibration inputs have NaN or infinite values; clean the data first")
         recording(inputs)
-        first = inputs if first is None else first
-    if first is None or len(first) == 0:
+        if sum(part.numel() for part in kept) < _KEPT_VALUES:
+            kept.append(inputs)
+    if not kept or len(kept[0]) == 0:
         raise TeasError("calibration needs at least one batch of inputs; the data is empty")
-    conversion = Conversion(graph, activations, samples, first[:64], {"threshold": threshold, "per_channel": per_channel, "v0": v0})
-    suspicious = [f"{row.layer} ({100 * row.error:.0f} %)" for row in conversion.report(conversion.at(_PROBE)) if row.error > _SUSPICIOUS]
+    conversion = Conversion(ann, graph, activations, samples, _kept(kept), {"threshold": threshold, "per_channel": per_channel, "v0": v0})
+    probed = conversion.at({a.name: a.quantised.window if a.quantised else _PROBE for a in activations})
+    suspicious = [f"{row.layer} ({100 * row.error:.0f} %)" for row in conversion.report(probed) if row.error > _SUSPICIOUS]
     if suspicious:
         more = f" and {len(suspicious) - 5} more" if len(suspicious) > 5 else ""
         warnings.warn(
-            f"at {_PROBE} steps these layers are more than {100 * _SUSPICIOUS:.0f} % away from the ANN's activations: "
+            f"at {probed.windows.max} steps these layers are more than {100 * _SUSPICIOUS:.0f} % away from the ANN's activations: "
             f"{', '.join(suspicious[:5])}{more}. Give them more steps, calibrate on more data, try another threshold "
             "method, or fine-tune the network with clipped activations.",
             stacklevel=2,

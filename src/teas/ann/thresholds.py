@@ -28,7 +28,7 @@ class Samples:
         # A stride that shares a factor with the width would sample the same columns of every image.
         while stride > 1 and any(stride % p == 0 for p in (2, 3, 5, 7)):
             stride += 1
-        self.batches.append(flat[:, ::stride].cpu())
+        self.batches.append(flat[:, ::stride].cpu().contiguous())  # a view would keep the whole batch alive
 
     def values(self) -> Tensor:
         """All that was kept, `[channel, n]`."""

@@ -55,6 +55,21 @@ def choose(network: SpikingNetwork, device: torch.device | str, name: str, engin
     raise TeasError("; ".join(f"engine {other!r} can't run this network: {'; '.join(reasons)}" for other, reasons in refused.items()))
 
 
+def why_not_on_cpu(network: SpikingNetwork, device: torch.device) -> list[str]:
+    """Reasons that engines for the CPU share: training mode, another device than the CPU, another type than float32."""
+    reasons = []
+    if any(module.training for module in network.module.modules()):
+        reasons.append("the network is in training mode: call network.eval()")
+    if device.type != "cpu":
+        reasons.append(f"it runs on the CPU only, not on {device.type}")
+    tensors = [*network.module.parameters(), *network.module.buffers()]
+    if strange := sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point() and t.dtype != torch.float32}):
+        reasons.append(f"it computes in float32, the network has {', '.join(strange)}")
+    if any(t.device.type != "cpu" for t in tensors):
+        reasons.append("its weights are not on the CPU: network.to('cpu')")
+    return reasons
+
+
 def check_runnable(engine: Engine, network: SpikingNetwork, device: torch.device | str, keep: str) -> None:
     """Raise `TeasError` with all reasons where the engine can't run the network on the device, or for an unknown `keep`."""
     check_choice("keep", keep, KEEPS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from teas.engine.contract import Run, check_runnable
+from teas.engine.contract import Run, check_runnable, why_not_on_cpu
 from teas.engine.int8 import MAX_BYTE, Int8Compiler, exact_kernels
 from teas.engine.plan import Compiler, Step, compile_step, simplified
 from teas.errors import TeasError
@@ -36,18 +36,9 @@ class CountEngine:
 
     def why_not(self, network: SpikingNetwork, device: torch.device) -> list[str]:
         """Reasons: immediate firing, training mode, another device than the CPU, another type than float32, no 8-bit weights for `int8`."""
-        reasons = []
+        reasons = why_not_on_cpu(network, device)
         if network.semantics.firing != "two_phase":
-            reasons.append(f"it needs firing 'two_phase', the network has {network.semantics.firing!r}")
-        if any(module.training for module in network.module.modules()):
-            reasons.append("the network is in training mode: call network.eval()")
-        if device.type != "cpu":
-            reasons.append(f"it runs on the CPU only, not on {device.type}")
-        tensors = [*network.module.parameters(), *network.module.buffers()]
-        if strange := sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point() and t.dtype != torch.float32}):
-            reasons.append(f"it computes in float32, the network has {', '.join(strange)}")
-        if any(t.device.type != "cpu" for t in tensors):
-            reasons.append("its weights are not on the CPU: network.to('cpu')")
+            reasons.insert(0, f"it needs firing 'two_phase', the network has {network.semantics.firing!r}")
         if self.int8 and not reasons:
             if not exact_kernels():
                 reasons.append("the 8-bit kernels of this build of torch on this CPU are missing or not exact")

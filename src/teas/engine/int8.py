@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from teas.engine.fold import fold_amplitudes
 from teas.engine.plan import Compiler, Kernel, Step
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.trace import INPUT, Operation
 
 MAX_BYTE, MAX_WEIGHT = 255, 127
 EXACT = 2**24  # float32 holds every integer below
+logger = logging.getLogger(__name__)
 _FINEST = 10  # bits of a threshold, and of the step of weights below it, that `quantise` keeps
 
 
@@ -26,9 +28,12 @@ def quantise(network: SpikingNetwork) -> SpikingNetwork:
 
     Biases become multiples of `s/2`, thresholds keep 10 bits, so that counts are ratios of integers that every engine computes alike.
     Symmetric, per output channel, rounded to the nearest, no data needed. Layers that read the analog input, and the readout, stay as they are.
+    Amplitudes of converted layers go into the weights first (`fold_amplitudes`), so that these read bare counts.
     It costs accuracy: measure it. Windows up to 255 then run on integer kernels, at the same weights whatever the windows are.
     """
-    network = copy.deepcopy(network)
+    network, left = fold_amplitudes(network)
+    for source, reason in left.items():
+        logger.warning("the amplitude of layer %r stays, so its readers stay in float32: %s", source, reason)
     done = set()
     for layer in network.layers:
         if layer.neurons is None:
@@ -40,7 +45,8 @@ def quantise(network: SpikingNetwork) -> SpikingNetwork:
             child = network.module.get_submodule(str(operation.target)) if operation.kind == "call_module" else None
             if isinstance(child, (nn.Conv2d, nn.Linear)) and INPUT not in operation.inputs and child not in done:
                 done.add(child)
-                step = torch.maximum(_step(child.weight), torch.exp2((theta.min().log2() - _FINEST).floor()))
+                lowest = theta if theta.numel() == len(child.weight) else theta.min()
+                step = torch.maximum(_step(child.weight), torch.exp2((lowest.log2() - _FINEST).floor()))
                 shaped = step.view(-1, *[1] * (child.weight.dim() - 1))
                 child.weight.copy_((child.weight / shaped).round() * shaped)
                 if child.bias is not None:

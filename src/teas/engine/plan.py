@@ -21,10 +21,10 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Operations that pick or move counts and compute none: they commute with the change of windows, so that integers stay integers.
 _POOLINGS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _SELECTING_MODULES = (*_POOLINGS, nn.Flatten)
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _SELECTING_NAMES = {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "cat", "concat", "getitem"}
 _SIZE_NAMES = {"size", "dim", "getattr"}
-_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 Values = dict[str, Any]
 Kernel = Callable[[Values], Any]
 
@@ -90,12 +90,12 @@ class Compiler:
     def is_addition(self, operation: Operation) -> bool:
         """A plain sum of two values that carry charge."""
         carriers = [name for name in operation.inputs if name in self.counts or name in self.charges]
-        return operation.kind in ("call_function", "call_method") and operation.target in _ADDITIONS and not operation.kwargs and len(carriers) == 2
+        return operation.kind in ("call_function", "call_method") and operation.target in ADDITIONS and not operation.kwargs and len(carriers) == 2
 
     def norm_after(self, operation: Operation) -> Operation | None:
         """The batch norm to fold into a convolution: it alone reads the convolution's result."""
         readers = [other for other in self.layer.synapses if operation.name in other.inputs]
-        if self.reorder and len(readers) == 1 and _is_affine(self.child(readers[0])) and isinstance(self.child(operation), CONVOLUTIONS):
+        if self.reorder and len(readers) == 1 and is_affine(self.child(readers[0])) and isinstance(self.child(operation), CONVOLUTIONS):
             return readers[0]
         return None
 
@@ -106,7 +106,7 @@ class Compiler:
         weight, bias, norm = child.weight.detach(), child.bias, self.norm_after(operation)
         bias = None if bias is None else bias.detach()
         if norm is not None:
-            scale, shift = _affine(self.child(norm))
+            scale, shift = affine(self.child(norm))
             weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
             bias = shift if bias is None else bias * scale + shift
         bias = None if bias is None else self.window * bias
@@ -141,10 +141,10 @@ class Compiler:
             return None
         if isinstance(self.child(operation), (*CONVOLUTIONS, nn.Linear)):
             return name
-        if _is_affine(self.child(operation)):
+        if is_affine(self.child(operation)):
             before = self.operations.get(operation.inputs[0])
             return before.name if before is not None and self.norm_after(before) is operation else None
-        if through_sums and operation.target in _ADDITIONS and not operation.kwargs and len(set(operation.inputs)) == 2:
+        if through_sums and operation.target in ADDITIONS and not operation.kwargs and len(set(operation.inputs)) == 2:
             found = (self.absorbing(before, through_sums) for before in operation.inputs)
             return next((before for before in found if before), None)
         return None
@@ -156,7 +156,7 @@ def simplified(layer: Layer, module: nn.Module) -> Layer:
     kept = []
     for operation in layer.synapses:
         args, kwargs = map_refs((operation.args, operation.kwargs), Ref, lambda ref: Ref(same.get(ref.name, ref.name)))
-        if operation.kind == "call_module" and isinstance(module.get_submodule(str(operation.target)), _IDENTITIES):
+        if operation.kind == "call_module" and isinstance(module.get_submodule(str(operation.target)), IDENTITIES):
             same[operation.name] = args[0].name
         elif operation.kind == "call_method" and operation.target == "view":
             kept.append(replace(operation, target="reshape", args=args, kwargs=kwargs))  # channels may lie last
@@ -165,11 +165,11 @@ def simplified(layer: Layer, module: nn.Module) -> Layer:
     return replace(layer, synapses=tuple(kept), current=same.get(layer.current, layer.current))
 
 
-def _is_affine(child: nn.Module | None) -> bool:
+def is_affine(child: nn.Module | None) -> bool:
     return isinstance(child, _NORMS) and child.running_mean is not None
 
 
-def _affine(child: nn.Module | None) -> tuple[Tensor, Tensor]:
+def affine(child: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Batch norm in evaluation mode as `y = scale·x + shift`, per channel."""
     assert isinstance(child, _NORMS)
     assert child.running_mean is not None
@@ -236,7 +236,7 @@ def _charging(compiler: Compiler, operation: Operation, child: nn.Module | None,
     if isinstance(child, (*CONVOLUTIONS, nn.Linear)):
         compiler.fresh.add(operation.name)
         return compiler.weighted(operation, source)
-    if _is_affine(child) and compiler.reorder:
+    if is_affine(child) and compiler.reorder:
         if source in compiler.operations and compiler.norm_after(compiler.operations[source]) is operation:
             compiler.fresh.add(operation.name)
             return lambda values: values[source]  # folded into the convolution
@@ -247,7 +247,7 @@ def _charging(compiler: Compiler, operation: Operation, child: nn.Module | None,
 
 
 def _normed(compiler: Compiler, operation: Operation, child: nn.Module | None, source: str) -> Kernel:
-    scale, shift = _affine(child)
+    scale, shift = affine(child)
     compiler.fresh.add(operation.name)
 
     def kernel(values: Values) -> Tensor:

@@ -17,11 +17,15 @@ from teas.spiking.network import SpikingNetwork
 from teas.spiking.time_windows import TimeWindows
 
 FORMAT = 1
+MAX_WINDOW = 2**16  # steps that a file may ask for: a typo in a header must not fill the memory
 
 
-def _neurons(network: SpikingNetwork) -> dict[str, dict[str, Any]]:
-    kept = ("reset", "leak", "v0", "v_reset", "surrogate")
-    return {layer: {key: getattr(network.neurons(layer), key) for key in kept} for layer in network.spiking_layers}
+def neuron_options(network: SpikingNetwork) -> dict[str, dict[str, Any]]:
+    """What a file says about the neurons of each layer, beside their thresholds."""
+    kept = ("reset", "leak", "v0", "v_reset", "reset_by", "surrogate")
+    found = {layer: {key: getattr(network.neurons(layer), key) for key in kept} for layer in network.spiking_layers}
+    # Written only where it says something, so that files from before it existed stay as they are.
+    return {layer: {key: value for key, value in options.items() if (key, value) != ("reset_by", 1)} for layer, options in found.items()}
 
 
 def save_network(network: SpikingNetwork, path: Path | str, half: bool = False) -> None:
@@ -30,11 +34,27 @@ def save_network(network: SpikingNetwork, path: Path | str, half: bool = False) 
     Raises `TeasError` for NaN or infinite weights.
     """
     network.check_finite()
-    header = {"format": FORMAT, "windows": dict(network.windows), "semantics": asdict(network.semantics), "neurons": _neurons(network)}
+    header = {"format": FORMAT, "windows": dict(network.windows), "semantics": asdict(network.semantics), "neurons": neuron_options(network)}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in network.module.state_dict().items()}
     if half:
-        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+        # Scalars stay whole: they take no room, and a learned leak must come back to the bit.
+        tensors = {name: value.half() if value.is_floating_point() and value.dim() else value for name, value in tensors.items()}
     write_atomically(Path(path), save(tensors, metadata={"teas": json.dumps(header)}))
+
+
+def checked_header(header: Any, name: str) -> dict[str, Any]:
+    """The metadata of a file; raises `TeasError` where it is not ours, newer, damaged, or asks for windows beyond any use."""
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise TeasError(f"{name} has no teas metadata; it was written by another tool")
+    if header["format"] > FORMAT:
+        raise TeasError(f"{name} has format {header['format']}, written by a newer teas; this one reads up to {FORMAT}")
+    if not isinstance(header.get("windows"), dict) or not isinstance(header.get("semantics"), dict):
+        raise TeasError(f"{name}: the teas metadata has no windows or no semantics; the file is damaged")
+    if any(isinstance(steps, int) and steps > MAX_WINDOW for steps in header["windows"].values()):
+        raise TeasError(f"{name} asks for windows of more than {MAX_WINDOW} steps; the file is damaged")
+    if not all(isinstance(value, str) for value in header["semantics"].values()):
+        raise TeasError(f"{name}: its semantics are not names; the file is damaged")
+    return header
 
 
 def load_network(path: Path | str, module: nn.Module) -> SpikingNetwork:
@@ -52,12 +72,7 @@ def load_network(path: Path | str, module: nn.Module) -> SpikingNetwork:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise TeasError(f"{path} is cut short or not a safetensors file: {error}") from None
-    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
-        raise TeasError(f"{path} is a safetensors file without teas metadata; it was written by another tool")
-    if header["format"] > FORMAT:
-        raise TeasError(f"{path} has format {header['format']}, written by a newer teas; this one reads up to {FORMAT}")
-    if not isinstance(header.get("windows"), dict) or not isinstance(header.get("semantics"), dict):
-        raise TeasError(f"{path}: the teas metadata has no windows or no semantics; the file is damaged")
+    header = checked_header(header, str(path))
     expected = module.state_dict()
     faults = [f"missing {name}" for name in expected if name not in tensors] + [f"unknown {name}" for name in tensors if name not in expected]
     faults += [
@@ -69,7 +84,7 @@ def load_network(path: Path | str, module: nn.Module) -> SpikingNetwork:
         raise TeasError(f"the weights of {path} do not fit {type(module).__name__}: {'; '.join(faults[:6])}")
     module.load_state_dict(tensors)
     network = SpikingNetwork(module, TimeWindows(header["windows"]), **header["semantics"])
-    if header.get("neurons") != _neurons(network):
-        raise TeasError(f"the neurons of {path} differ from those of the module: {header.get('neurons')} against {_neurons(network)}")
+    if header.get("neurons") != neuron_options(network):
+        raise TeasError(f"the neurons of {path} differ from those of the module: {header.get('neurons')} against {neuron_options(network)}")
     network.check_finite()
     return network

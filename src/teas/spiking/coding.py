@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from teas.errors import TeasError
+
 LAYOUTS = ("first", "even")
-ENCODINGS = ("direct", "poisson", "latency")
+ENCODINGS = ("direct", "poisson", "latency", "train")
 
 
 def _steps(window: int, like: Tensor) -> Tensor:
@@ -40,14 +42,22 @@ def first_spike_time(spikes: Tensor) -> Tensor:
 
 
 def encode(values: Tensor, window: int, encoding: str) -> Tensor:
-    """Input values `[batch, *neuron]` as what the first layer sees over its window, `[time, batch, *neuron]`.
+    """Input values `[batch, *neuron]` (trains: `[batch, time, *neuron]`) as what the first layer sees over its window, `[time, batch, *neuron]`.
 
     `direct`: the value itself as an analog current at every step (time has length 1; the caller repeats it).
     `poisson`: a spike at each step with the value, clamped to [0, 1], as its probability.
     `latency`: one spike at step `floor((1 - value)·T)`; a value <= 0 stays silent, values above 1 fire at once.
+    `train`: what arrives at each step, recorded events for example. Raises `TeasError` unless it has as many steps as the window.
     """
     if encoding == "direct":
         return values.unsqueeze(0)
+    if encoding == "train":
+        if values.dim() < 2 or values.shape[1] != window:
+            raise TeasError(
+                f"a train for a layer with a window of {window} steps must be [batch, {window}, *shape]; this one is {tuple(values.shape)}. "
+                "Bin the recording to that window (teas.bin_events), or change the window"
+            )
+        return values.transpose(0, 1)
     if encoding == "poisson":
         return torch.bernoulli(values.clamp(0, 1).expand(window, *values.shape))
     return time_to_train(((1 - values.clamp(0, 1)) * window).floor(), window)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from teas.errors import TeasError, check_choice
 from teas.spiking.coding import ENCODINGS, LAYOUTS, count_to_train, encode, first_spike_time
 from teas.spiking.neuron import FIRINGS, IF, Emission, run_immediate, run_two_phase
+from teas.spiking.recompute import recomputed
 from teas.spiking.synapses import run_synapses
 from teas.spiking.temporal_transform import ROUNDINGS, TRANSFORMS, retime
 from teas.spiking.time_windows import TimeWindows
@@ -30,7 +31,7 @@ class Semantics:
     transform: `firing_potential` (Eq. 3), `linear`, or `residual`; between unequal windows under immediate firing.
     layout: re-timed trains fire in the `first` steps or spaced `even`ly (rate code).
     rounding: of first spike times, `sound` or `literal`.
-    encoding: of the input: `direct` (analog current), `poisson`, or `latency` (first spikes).
+    encoding: of the input: `direct` (analog current), `poisson`, `latency` (first spikes), or `train` (it is a train, `[batch, time, *shape]`).
     """
 
     code: str = "rate"
@@ -60,8 +61,8 @@ class LayerRecord:
     """What one layer did in one forward pass; tensors of shape `[batch, *neuron]`.
 
     count: spikes in the window. firing_potential: mean potential at a spike before its reset, 0 where silent. residual: potential left
-    at the end. spikes: the train `[time, batch, *neuron]`, and received: the spike counts that reached the layer from each source after
-    re-timing; both kept on request.
+    at the end. spikes: the train `[time, batch, *neuron]`, kept for the last spiking layer, and for others on request; received: the spike
+    counts that reached the layer from each source after re-timing, on request.
     """
 
     window: int
@@ -97,6 +98,7 @@ class SpikingNetwork(nn.Module):
     The input `[batch, *shape]` is encoded over the window of each layer that reads it. A train that crosses to a layer with another window
     is re-timed on that edge (Eq. 3); branches that meet are each re-timed to the window of the layer that receives them. Logits are firing
     rates (rate code) or negative first spike times (first-spike code) of a spiking output layer (Eq. 7), or else the mean current of a readout.
+    With the attribute `recompute` set, training under immediate firing keeps the trains alone, as bits, and runs each layer again on its way back.
 
     Raises `TeasError` for a module that can't be traced or has no spiking layer, windows that don't fit, or options that exclude each other.
     """
@@ -113,7 +115,10 @@ class SpikingNetwork(nn.Module):
         self._check_neurons()
         if self.semantics.code == "first_spike" and self.layers[-1].neurons is None:
             raise TeasError("code 'first_spike' reads the first spike times of the output: end the module with teas.IF()")
+        if self.semantics.encoding == "train" and self.layers[-1].neurons is None and INPUT in self.layers[-1].sources:
+            raise TeasError("the output reads the input itself, which encoding 'train' gives in steps; let spiking layers read the train")
         self.windows = TimeWindows.uniform(self.spiking_layers, windows) if isinstance(windows, int) else windows
+        self.recompute = False
 
     @property
     def windows(self) -> TimeWindows:
@@ -144,8 +149,9 @@ class SpikingNetwork(nn.Module):
         for name in self.spiking_layers:
             neurons = self.neurons(name)
             neurons.check_threshold(f"of layer {name!r}")
-            if self.semantics.firing == "two_phase" and (neurons.reset != "subtract" or neurons.leak != 1):
-                raise TeasError(f"two_phase firing needs reset 'subtract' and no leak; layer {name!r} has reset {neurons.reset!r} and leak {neurons.leak:g}")
+            if self.semantics.firing == "two_phase" and (neurons.reset != "subtract" or neurons.leak != 1 or neurons.reset_by != 1):
+                seen = f"reset {neurons.reset!r}, leak {neurons.leak:g}, reset_by {neurons.reset_by:g}"
+                raise TeasError(f"two_phase firing needs reset 'subtract' by one threshold and no leak; layer {name!r} has {seen}")
 
     def check_finite(self) -> None:
         """Raise `TeasError` that names the first parameter or buffer with a NaN or infinite value, or a threshold that is not positive."""
@@ -154,8 +160,11 @@ class SpikingNetwork(nn.Module):
                 raise TeasError(f"{name} has a NaN or infinite value; the weights are damaged or the training diverged (lower the learning rate)")
         self._check_neurons()
 
-    def forward(self, inputs: Tensor, keep_spikes: bool = False) -> Output:
-        """Logits and a record per layer for inputs `[batch, *shape]`; `keep_spikes` keeps every train in the record."""
+    def forward(self, inputs: Tensor, keep_spikes: bool = False, given: Mapping[str, Emission] | None = None) -> Output:
+        """Logits and a record per layer for inputs `[batch, *shape]`; `keep_spikes` keeps every train in the record.
+
+        given: what some layers emit, taken as it is instead of being computed.
+        """
         if not inputs.isfinite().all():
             raise TeasError(f"the input of shape {tuple(inputs.shape)} has NaN or infinite values; clean the data first")
         emissions: dict[str, Emission] = {}
@@ -163,23 +172,53 @@ class SpikingNetwork(nn.Module):
         for layer in self.layers:
             if layer.neurons is None:
                 return Output(self._readout(layer, inputs, emissions), record)
-            neurons, window = self.neurons(layer.name), self.windows[layer.name]
-            if self.semantics.firing == "two_phase":
-                charge = run_synapses(layer, self._counts(layer, inputs, emissions, window), self.module, scale=window)
-                emission = run_two_phase(charge, window, neurons)
-            else:
-                trains = self._trains(layer, inputs, emissions, window)
-                emission = run_immediate(self._currents(layer, trains, window), neurons, once=self.semantics.code == "first_spike")
+            emission = given[layer.name] if given and layer.name in given else self.emission(layer, inputs, emissions)
             emissions[layer.name] = emission
-            record[layer.name] = self._recorded(emission)
+            record[layer.name] = self._recorded(emission, layer.name == self.spiking_layers[-1])
             if keep_spikes:
                 record[layer.name] = self._with_spikes(record[layer.name], layer, inputs, emissions)
+            if self.recompute:
+                self._release(layer, emissions)
         if self.semantics.code == "rate":
             return Output(emission.count / emission.window, record)
         assert emission.spikes is not None
         return Output(-first_spike_time(emission.spikes), record)
 
-    def _trains(self, layer: Layer, inputs: Tensor, emissions: dict[str, Emission], window: int) -> dict[str, Tensor]:
+    def emission(
+        self, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission], disturb: Callable[[Tensor], Tensor] = lambda current: current
+    ) -> Emission:
+        """What a spiking layer emits, given what its sources emit.
+
+        disturb: changes what charges the neurons: the currents `[time, batch, *neuron]`, or their sum `[batch, *neuron]` under two-phase firing.
+        """
+        window = self.windows[layer.name]
+        if self.semantics.firing == "two_phase":
+            charge = run_synapses(layer, self._counts(layer, inputs, emissions, window), self.module, scale=window)
+            return run_two_phase(disturb(charge.float() if charge.dtype == torch.bfloat16 else charge), window, self.neurons(layer.name))
+        return self._fired(layer, self._trains(layer, inputs, emissions, window), window, disturb)
+
+    def _fired(self, layer: Layer, trains: dict[str, Tensor], window: int, disturb: Callable[[Tensor], Tensor]) -> Emission:
+        """What a layer emits under immediate firing; with `recompute` the backward pass runs it again from its trains."""
+        names = tuple(trains)
+
+        def run(*values: Tensor) -> Emission:
+            currents = self._currents(layer, dict(zip(names, values, strict=True)), window)
+            return run_immediate(disturb(currents), self.neurons(layer.name), once=self.semantics.code == "first_spike")
+
+        if not (self.recompute and torch.is_grad_enabled()):
+            return run(*trains.values())
+        binary = [train for name, train in trains.items() if name != INPUT or self.semantics.encoding != "direct"]
+        called = [self.module.get_submodule(str(operation.target)) for operation in layer.synapses if operation.kind == "call_module"]
+        return recomputed(run, list(trains.values()), binary, called)
+
+    def _release(self, layer: Layer, emissions: dict[str, Emission]) -> None:
+        """Forget the trains that no later layer reads."""
+        later = self.layers[self.layers.index(layer) + 1 :]
+        for name in layer.sources:
+            if name != INPUT and not any(name in other.sources for other in later):
+                emissions[name] = replace(emissions[name], spikes=None)
+
+    def _trains(self, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission], window: int) -> dict[str, Tensor]:
         """What reaches a layer from each source, `[time, batch, *neuron]`; an analog input is the same at every step and has one."""
         semantics = self.semantics
         how = {"code": semantics.code, "transform": semantics.transform, "layout": semantics.layout, "rounding": semantics.rounding}
@@ -190,9 +229,10 @@ class SpikingNetwork(nn.Module):
         steps = max(train.shape[0] for train in trains.values())
         folded = {name: train.expand(steps, *train.shape[1:]).flatten(0, 1) for name, train in trains.items()}
         current = run_synapses(layer, folded, self.module, steps=steps)
+        current = current.float() if current.dtype == torch.bfloat16 else current  # under autocast synapses are in 16 bits, potentials never
         return current.view(steps, current.shape[0] // steps, *current.shape[1:]).expand(window, *[-1] * current.dim())
 
-    def _counts(self, layer: Layer, inputs: Tensor, emissions: dict[str, Emission], window: int) -> dict[str, Tensor]:
+    def _counts(self, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission], window: int) -> dict[str, Tensor]:
         """The counts of the sources, re-scaled to the receiver's window."""
         counts = {}
         for name in layer.sources:
@@ -205,16 +245,29 @@ class SpikingNetwork(nn.Module):
                 counts[name] = encode(inputs, window, self.semantics.encoding).sum(0)
         return counts
 
-    def _readout(self, layer: Layer, inputs: Tensor, emissions: dict[str, Emission]) -> Tensor:
+    def _readout(self, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission]) -> Tensor:
         """Mean current of an output without neurons: its synapses applied to the firing rates."""
         rates = {name: inputs if name == INPUT else emissions[name].count / emissions[name].window for name in layer.sources}
         return run_synapses(layer, rates, self.module)
 
-    def _recorded(self, emission: Emission) -> LayerRecord:
-        mean_potential = torch.where(emission.count > 0, emission.fired / emission.count.detach().clamp_min(1), 0)
-        return LayerRecord(emission.window, emission.count, mean_potential, emission.residual.detach())
+    def outputs_by_step(self, record: Record) -> Tensor:
+        """What the output says at each step, `[time, batch, class]`: the spikes of the last layer, through a readout's synapses where there is one.
 
-    def _with_spikes(self, record: LayerRecord, layer: Layer, inputs: Tensor, emissions: dict[str, Emission]) -> LayerRecord:
+        Raises `TeasError` under two-phase firing or the first-spike code, and for a readout of several layers, whose steps differ.
+        """
+        last, train = self.layers[-1], record[self.spiking_layers[-1]].spikes
+        if train is None or self.semantics.code != "rate" or (last.neurons is None and last.sources != (self.spiking_layers[-1],)):
+            raise TeasError("an output step by step needs immediate firing, the rate code and one last spiking layer; use loss 'rate'")
+        if last.neurons is not None:
+            return train
+        current = run_synapses(last, {last.sources[0]: train.flatten(0, 1)}, self.module, steps=len(train))
+        return current.view(*train.shape[:2], *current.shape[1:])
+
+    def _recorded(self, emission: Emission, is_last: bool) -> LayerRecord:
+        mean_potential = torch.where(emission.count > 0, emission.fired / emission.count.detach().clamp_min(1), 0)
+        return LayerRecord(emission.window, emission.count, mean_potential, emission.residual.detach(), emission.spikes if is_last else None)
+
+    def _with_spikes(self, record: LayerRecord, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission]) -> LayerRecord:
         emission = emissions[layer.name]
         others = [name for name in layer.sources if name != INPUT]
         if self.semantics.firing == "two_phase":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,53 +31,66 @@ class Emission:
 class _Window(torch.autograd.Function):
     """Eq. 1 over a window: charge, fire, reset at every step, with the input of the same step.
 
-    `V = leak·V + z`; `s = 1 if V >= θ` (a tie fires); then `V <- V_reset` (reset `zero`) or `V <- V - θ` (reset `subtract`) where it fired.
+    `V = leak·V + z`; `s = 1 if V >= θ` (a tie fires); then `V <- V_reset` (reset `zero`) or `V <- V - reset_by·θ` (reset `subtract`) where it fired.
     Returns the spikes, the potentials before the reset (both `[time, batch, *neuron]`) and the potential left at the end. Backward: the
-    surrogate gradient through spikes and potentials (Eq. 4); which neuron was reset when is taken as given.
+    surrogate gradient through spikes and potentials (Eq. 4); which neuron was reset when is taken as given. Both ways go step by step, so
+    that what a step computes stays in the cache.
     """
 
     @staticmethod
-    def forward(ctx, current: Tensor, threshold: Tensor, neuron: IF, once: bool):  # type: ignore[no-untyped-def]
+    def forward(ctx, current: Tensor, threshold: Tensor, leak: Tensor | None, neuron: IF, once: bool):  # type: ignore[no-untyped-def]
         charged, spikes = torch.empty_like(current, memory_format=torch.contiguous_format), torch.empty_like(current, memory_format=torch.contiguous_format)
         potential = (neuron.v0 * threshold).expand_as(current[0])
         silent = torch.ones_like(current[0]) if once else None
+        decay = neuron.leak
+        taken = threshold if neuron.reset_by == 1 else neuron.reset_by * threshold
         for now, before, spike in zip(current, charged, spikes, strict=True):
-            torch.add(now, potential, alpha=neuron.leak, out=before)
+            torch.add(now, potential, alpha=decay, out=before)
             torch.ge(before, threshold, out=spike)
             if silent is not None:
                 spike.mul_(silent)
                 silent.sub_(spike)
-            if neuron.reset == "subtract":
-                potential = before - spike * threshold
-            else:
-                potential = torch.addcmul(before, before, spike, value=-1)
-                if neuron.v_reset:
-                    potential.add_(spike, alpha=neuron.v_reset)
-        ctx.save_for_backward(threshold, charged, spikes)
-        ctx.neuron, ctx.once = neuron, once
+            potential = torch.addcmul(before, spike, taken if neuron.reset == "subtract" else before, value=-1)
+            if neuron.reset == "zero" and neuron.v_reset:
+                potential.add_(spike, alpha=neuron.v_reset)
+        ctx.save_for_backward(threshold, charged, spikes if once else None)  # otherwise charged >= θ says who fired
+        ctx.neuron, ctx.once, ctx.decay = neuron, once, decay
         ctx.mark_non_differentiable(charged, potential)
         return spikes, charged, potential
 
     @staticmethod
     def backward(ctx, grad_spikes: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
         threshold, charged, spikes = ctx.saved_tensors
-        neuron: IF = ctx.neuron
-        ratio = charged / threshold
-        through_spikes = grad_spikes * SURROGATES[neuron.surrogate](ratio)
-        if ctx.once:  # silenced after the first spike
-            through_spikes *= 1 + spikes - spikes.cumsum(0)
+        neuron, decay = ctx.neuron, ctx.decay
+        by_subtraction, slope = neuron.reset == "subtract", SURROGATES[neuron.surrogate]
+        _, learns_threshold, learns_leak, *_ = ctx.needs_input_grad
+        needs_fired = learns_threshold or learns_leak or ctx.once or not by_subtraction
         grad_current = torch.empty_like(charged)
-        grad_reset = torch.zeros_like(charged[0])  # of the potential after the reset of step t, beginning at the end
-        grad_threshold = -(through_spikes * ratio) if ctx.needs_input_grad[1] else None  # a spike depends on U/θ: dO/dθ = -(U/θ)·dO/dU
+        grad_threshold, grad_leak = torch.zeros_like(charged[0]), torch.zeros_like(charged[0])
+        spoken = spikes.sum(0) if ctx.once else None  # spikes up to and including step t
+        # Gradients of the potential after the reset of step t, beginning at the end, and of the potential that step t + 1 charges.
+        grad_reset, grad_charge = torch.zeros_like(charged[0]), torch.zeros_like(charged[0])
         for t in reversed(range(len(charged))):
-            kept = grad_reset if neuron.reset == "subtract" else torch.addcmul(grad_reset, grad_reset, spikes[t], value=-1)
-            torch.add(through_spikes[t], kept, out=grad_current[t])
-            if grad_threshold is not None and neuron.reset == "subtract":
-                grad_threshold[t] -= spikes[t] * grad_reset
-            grad_reset = neuron.leak * grad_current[t]
-        if grad_threshold is not None:
-            grad_threshold = (grad_threshold.sum(0) + neuron.v0 * grad_reset).sum_to_size(threshold.shape)
-        return grad_current, grad_threshold, None, None
+            ratio = charged[t] / threshold
+            fired: Any = (spikes[t] if ctx.once else (charged[t] >= threshold).to(charged.dtype)) if needs_fired else None
+            through_spike = slope(ratio).mul_(grad_spikes[t])
+            if spoken is not None:
+                spoken -= fired
+                through_spike.mul_(1 - spoken)  # silenced after the first spike
+            if learns_leak:
+                after = torch.addcmul(charged[t], fired, neuron.reset_by * threshold if by_subtraction else charged[t] - neuron.v_reset, value=-1)
+                grad_leak.addcmul_(after, grad_charge)
+            if learns_threshold:  # a spike depends on U/θ: dO/dθ = -(U/θ)·dO/dU
+                grad_threshold.addcmul_(through_spike, ratio, value=-1)
+                if by_subtraction:
+                    grad_threshold.addcmul_(fired, grad_reset, value=-neuron.reset_by)
+            kept = grad_reset if by_subtraction else torch.addcmul(grad_reset, grad_reset, fired, value=-1)
+            grad_charge = torch.add(through_spike, kept, out=grad_current[t])
+            grad_reset = grad_charge if decay == 1 else decay * grad_charge
+        start = neuron.v0 * threshold
+        to_threshold = (grad_threshold + neuron.v0 * grad_reset).sum_to_size(threshold.shape) if learns_threshold else None
+        to_leak = (grad_leak + start * grad_charge).sum() if learns_leak else None
+        return grad_current, to_threshold, to_leak, None, None
 
 
 def run_immediate(current: Tensor, neuron: IF, once: bool = False) -> Emission:
@@ -85,7 +99,7 @@ def run_immediate(current: Tensor, neuron: IF, once: bool = False) -> Emission:
     `current` is `[time, batch, *neuron]`. With `once` (SNN-T) a neuron is silent after its first spike.
     """
     threshold = neuron.threshold_for(current[0])
-    spikes, charged, residual = _Window.apply(current, threshold, neuron, once)
+    spikes, charged, residual = _Window.apply(current, threshold, neuron.learned_leak(), neuron, once)
     fired = (charged * spikes.detach()).sum(0)
     return Emission(len(current), threshold, spikes.sum(0), fired, residual, spikes)
 
@@ -114,13 +128,12 @@ class IF(nn.Module):
 
     threshold: `θ > 0`, a number or one per channel (axis 0 of a neuron's position).
     reset: `zero` (V <- v_reset) or `subtract` (V <- V - θ).
+    reset_by: what reset `subtract` takes away, in thresholds; `1/leak` where another tool subtracts after the leak of the next step.
     v0: potential at the start of the window, in thresholds; 0.5 helps converted networks.
     surrogate: derivative of a spike (Eq. 5), one of `triangle`, `literal`.
     learn_threshold: make θ a parameter.
     Raises `TeasError` for a threshold that is not positive and finite, or an unknown choice.
     """
-
-    leak = 1.0
 
     def __init__(
         self,
@@ -129,6 +142,7 @@ class IF(nn.Module):
         reset: str = "zero",
         v0: float = 0.0,
         v_reset: float = 0.0,
+        reset_by: float = 1.0,
         surrogate: str = "triangle",
         learn_threshold: bool = False,
     ):
@@ -137,15 +151,26 @@ class IF(nn.Module):
         check_choice("surrogate", surrogate, tuple(SURROGATES))
         if not math.isfinite(v0) or not math.isfinite(v_reset):
             raise TeasError(f"v0 and v_reset must be finite numbers; got {v0} and {v_reset}")
+        if not (math.isfinite(reset_by) and reset_by > 0):
+            raise TeasError(f"reset_by is {reset_by}; it must be positive and finite: 1 takes one threshold away")
         value = torch.as_tensor(threshold, dtype=torch.get_default_dtype()).detach().clone()
         if value.dim() > 1:
             raise TeasError(f"a threshold is a number or one per channel; got shape {tuple(value.shape)}")
-        self.reset, self.v0, self.v_reset, self.surrogate = reset, v0, v_reset, surrogate
+        self.reset, self.v0, self.v_reset, self.reset_by, self.surrogate = reset, v0, v_reset, reset_by, surrogate
         if learn_threshold:
             self.threshold = nn.Parameter(value)
         else:
             self.register_buffer("threshold", value)
         self.check_threshold("of this layer")
+
+    @property
+    def leak(self) -> float:
+        """Factor that the potential decays by before each charge; 1 is no leak."""
+        return 1.0
+
+    def learned_leak(self) -> Tensor | None:
+        """The leak as a function of a parameter, or None where it is not learned."""
+        return None
 
     def check_threshold(self, whose: str) -> None:
         """Raise `TeasError` unless every threshold is positive and finite."""
@@ -171,13 +196,27 @@ class IF(nn.Module):
 
 
 class LIF(IF):
-    """Leaky integrate-and-fire: an `IF` whose potential decays by `leak` (0 < leak <= 1) before each charge."""
+    """Leaky integrate-and-fire: an `IF` whose potential decays by `leak` (0 < leak <= 1) before each charge.
 
-    def __init__(self, leak: float = 0.5, threshold: float | Tensor = 1.0, **options):  # type: ignore[no-untyped-def]
+    learn_leak: learn it as `leak = sigmoid(leak_logit)`, one per layer, from 0 < leak < 1 on. Source: PLIF (Fang et al., ICCV 2021), whose
+    input is scaled by `1 - leak` beside; a batch norm or the weights do that here.
+    """
+
+    def __init__(self, leak: float = 0.5, threshold: float | Tensor = 1.0, *, learn_leak: bool = False, **options):  # type: ignore[no-untyped-def]
         super().__init__(threshold, **options)
         if not 0 < leak <= 1:
             raise TeasError(f"leak is {leak}; it must be in (0, 1], where 1 is no leak")
-        self.leak = leak
+        if learn_leak and leak == 1:
+            raise TeasError("a leak that is learned must start below 1, where the sigmoid behind it is finite; 0.5 is usual")
+        self._leak = leak
+        self.leak_logit = nn.Parameter(torch.tensor(leak).logit()) if learn_leak else None
+
+    @property
+    def leak(self) -> float:
+        return self._leak if self.leak_logit is None else self.leak_logit.detach().sigmoid().item()
+
+    def learned_leak(self) -> Tensor | None:
+        return None if self.leak_logit is None else self.leak_logit.sigmoid()
 
 
 class Amplitude(nn.Module):

@@ -10,17 +10,17 @@ from torch import Tensor
 
 def triangle(ratio: Tensor) -> Tensor:
     """`dO/dU = max(0, 1 - |U/θ - 1|)`: Eq. 5 with its peak moved to the threshold, where a spike is undecided."""
-    return (1 - (ratio - 1).abs()).clamp_min_(0)
+    return (ratio - 1).abs_().neg_().add_(1).clamp_min_(0)
 
 
 def literal(ratio: Tensor) -> Tensor:
     """`dO/dU = max(0, 1 - |U/θ|)`: Eq. 5 as printed; zero for every neuron at or above threshold."""
-    return (1 - ratio.abs()).clamp_min_(0)
+    return ratio.abs().neg_().add_(1).clamp_min_(0)
 
 
 def arctan(ratio: Tensor) -> Tensor:
     """`dO/dU = 1 / (1 + (π·(U/θ - 1))²)`: as high as the triangle at the threshold, but never zero, so that no neuron is lost for good."""
-    return 1 / (1 + (torch.pi * (ratio - 1)) ** 2)
+    return (ratio - 1).mul_(torch.pi).square_().add_(1).reciprocal_()
 
 
 SURROGATES: dict[str, Callable[[Tensor], Tensor]] = {"triangle": triangle, "literal": literal, "arctan": arctan}

@@ -1,32 +1,40 @@
-"""An experiment as one TOML page, validated into frozen dataclasses: unknown keys are refused with the nearest known name."""
+"""An experiment as one TOML page, validated into frozen dataclasses."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from teas.ann.architectures import ARCHITECTURES
+from teas.adapt.objective import LOSSES
+from teas.adapt.schedule import Adjustment
+from teas.adapt.training import PRECISIONS
+from teas.ann.architectures import ARCHITECTURES, Design
+from teas.ann.networks import ANNS
+from teas.ann.training import Recipe
 from teas.errors import TeasError, check_choice
 from teas.spiking.network import Semantics
-from teas.study.data import AUGMENTATIONS, READERS
+from teas.study.ablation_arms import AblationConfig
+from teas.study.augmentation import AUGMENTATIONS
+from teas.study.data import READERS
+from teas.study.tables import build, check_positive
 
+RANDOM = "random"  # as weights: none, only to try the road
 CONTROLS = ("uniform", "shuffled")
 ALLOCATORS = ("uniform", "damage", "activity", "activity_root", "shuffled")
-ANNS = ("resnet20",)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data, how many training samples are held out to choose by, batch size, augmentation, and what pixels are normalised by."""
+    """Which data, how many training samples are held out to choose by, batch size, augmentation, and what pixels are normalised by.
+
+    samples: how many of the other training samples to learn from, drawn at random; 0 for all of them.
+    """
 
     name: str = "digits"
     validation: int = 200
+    samples: int = 0
     batch: int = 64
     augmentation: str = "none"
     mean: tuple[float, ...] = ()
@@ -39,20 +47,25 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_choice("data.name", self.name, tuple(READERS))
-        check_choice("data.augmentation", self.augmentation, AUGMENTATIONS)
+        check_choice("data.augmentation", self.augmentation, tuple(AUGMENTATIONS))
         check_positive("data.batch", self.batch)
         check_positive("data.validation", self.validation)
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Architecture and neurons; see `teas.IF` and `teas.LIF` for the neurons' options."""
+    """Architecture and neurons; see `Design`, and `teas.IF` and `teas.LIF` for the neurons' options."""
 
     architecture: str = "mlp"
     hidden: tuple[int, ...] = (800,)
     spiking_output: bool = True
+    pooling: str = "average"
+    batch_norm: bool = False
+    dropout: float = 0.0
+    voters: int = 1
     threshold: float = 1.0
     leak: float = 1.0
+    learn_leak: bool = False
     reset: str = "zero"
     v0: float = 0.0
     surrogate: str = "triangle"
@@ -60,13 +73,26 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         check_choice("network.architecture", self.architecture, tuple(ARCHITECTURES))
         check_positive("network.threshold", self.threshold)
+        assert self.design
+
+    @property
+    def design(self) -> Design:
+        """What the architecture leaves free."""
+        return Design(self.hidden, self.spiking_output, self.pooling, self.batch_norm, self.dropout, self.voters)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Start window, epochs and learning rate of the three stages, and the objective (Eqs. 7 and 8)."""
+    """Start window, epochs and learning rate of the stages, and the objective (Eqs. 7 and 8).
+
+    warmup_epochs, warmup_window: epochs before pre-training at a short uniform window, which cost that much less; 0 is the paper.
+    loss, parts, recompute, precision: see `Stage`.
+    """
 
     window: int = 16
+    warmup_epochs: int = 0
+    warmup_window: int = 4
+    warmup_rate: float = 5e-4
     pretrain_epochs: int = 150
     pretrain_rate: float = 5e-4
     retrain_epochs: int = 20
@@ -77,41 +103,68 @@ class TrainingConfig:
     strength: float = 0.01
     scale: float = 1.0
     weight_decay: float = 0.0
+    loss: str = "rate"
+    parts: int = 1
+    recompute: bool = False
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("window", "pretrain_epochs", "retrain_epochs", "pretrain_rate", "retrain_rate", "finetune_rate", "scale"):
+        check_choice("training.loss", self.loss, LOSSES)
+        check_choice("training.precision", self.precision, PRECISIONS)
+        for name in (
+            "parts",
+            "window",
+            "pretrain_epochs",
+            "retrain_epochs",
+            "warmup_window",
+            "warmup_rate",
+            "pretrain_rate",
+            "retrain_rate",
+            "finetune_rate",
+            "scale",
+        ):
             check_positive(f"training.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
 class WindowsConfig:
-    """Target mean window and how it is reached: every few epochs the few least active layers lose a fraction of their steps."""
+    """Target mean window and how it is reached: every few epochs the few layers of least score lose a fraction of their steps (see `Adjustment`)."""
 
     mean: float = 6.0
     exponent: float = 1.0
     every: int = 2
     layers: int = 1
     fraction: float = 0.25
+    score: str = "activity"
 
     def __post_init__(self) -> None:
         if not self.mean >= 1:
             raise TeasError(f"windows.mean is {self.mean}; every layer needs at least one step")
-        check_positive("windows.every", self.every)
-        check_positive("windows.layers", self.layers)
+        assert self.adjustment
+
+    @property
+    def adjustment(self) -> Adjustment:
+        """The schedule as training takes it."""
+        return Adjustment(self.every, self.layers, self.fraction, self.mean, self.exponent, self.score)
 
 
 @dataclass(frozen=True)
 class ConversionConfig:
-    """A trained ANN to convert, how its thresholds are fitted, and the allocators to compare at which mean windows, without retraining.
+    """An ANN to convert, how its thresholds are fitted, and the allocators to compare at which mean windows, without retraining.
 
-    weights: a file, relative to the data folder or in full. calibration, probe: training samples for thresholds, and for activity and damage.
+    weights: a file, relative to the data folder or in full, or `random`, to try the road without; pretraining: how to train the ANN, from
+    these weights or from none.
+    calibration, probe: training samples for thresholds, and for activity and damage. classes: of the ANN, where the data has fewer.
     """
 
-    weights: str
+    weights: str = ""
+    classes: int = 0
+    pretraining: Recipe | None = None
     architecture: str = "resnet20"
     threshold: str = "mse"
     per_channel: bool = True
     v0: float = 0.5
+    bias_correction: bool = False
     calibration: int = 1000
     probe: int = 1000
     means: tuple[float, ...] = (45, 32, 16, 8, 4)
@@ -121,7 +174,9 @@ class ConversionConfig:
     transform: str = "firing_potential"
 
     def __post_init__(self) -> None:
-        check_choice("conversion.architecture", self.architecture, ANNS)
+        if not self.weights and self.pretraining is None:
+            raise TeasError("a conversion needs a trained ANN: give conversion.weights, a file, or conversion.pretraining, how to train it")
+        check_choice("conversion.architecture", self.architecture, tuple(ANNS))
         for allocator in self.allocators:
             check_choice("an allocator", allocator, ALLOCATORS)
         for mean in self.means:
@@ -132,16 +187,36 @@ class ConversionConfig:
 
 
 @dataclass(frozen=True)
+class RetrainingConfig:
+    """Converted networks to retrain with their windows in the loop: at which mean windows, allocated how, and by which recipe."""
+
+    means: tuple[float, ...] = (4,)
+    allocators: tuple[str, ...] = ("uniform", "damage")
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=20, rate=0.03, weight_decay=1e-4, distillation=0.5))
+
+    def __post_init__(self) -> None:
+        for allocator in self.allocators:
+            check_choice("an allocator of retraining", allocator, ALLOCATORS)
+        for mean in self.means:
+            if not mean >= 1:
+                raise TeasError(f"retraining.means has {mean}; every layer needs at least one step")
+
+
+@dataclass(frozen=True)
 class Expectation:
     """What the run must reach, adaptive, mean over seeds: accuracy in percent at most this mean window; and before adapting.
 
-    points: for conversions, pairs of mean window and the accuracy that allocation by damage must reach there.
+    points: for conversions, pairs of mean window and the accuracy that must be reached there by the windows of `allocator`.
     """
 
     accuracy: float = 0.0
     full_accuracy: float = 0.0
     mean_window: float = float("inf")
     points: tuple[tuple[float, ...], ...] = ()
+    allocator: str = "damage"
+
+    def __post_init__(self) -> None:
+        check_choice("expect.allocator", self.allocator, ALLOCATORS)
 
 
 @dataclass(frozen=True)
@@ -159,20 +234,22 @@ class Experiment:
     windows: WindowsConfig = field(default_factory=WindowsConfig)
     expect: Expectation = field(default_factory=Expectation)
     conversion: ConversionConfig | None = None
+    retraining: RetrainingConfig | None = None
+    ablation: AblationConfig | None = None
 
     def __post_init__(self) -> None:
         for control in self.controls:
             check_choice("a control", control, CONTROLS)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise TeasError(f"seeds are {list(self.seeds)}; give at least one, each once")
+        if self.ablation and self.conversion:
+            raise TeasError("an ablation is of a directly trained network; leave out the table [ablation] or [conversion]")
+        if self.retraining and not self.conversion:
+            raise TeasError("retraining is for converted networks: add a table [conversion]")
+        if self.retraining and self.conversion and self.conversion.firing != "two_phase":
+            raise TeasError(f"retraining quantises the activations as two_phase firing does; conversion.firing is {self.conversion.firing!r}")
         if self.windows.mean > self.training.window:
             raise TeasError(f"windows.mean {self.windows.mean:g} is above training.window {self.training.window}; windows only shrink")
-
-
-def check_positive(what: str, value: float) -> None:
-    """Raise `TeasError` unless the value is finite and above 0."""
-    if not 0 < value < float("inf"):
-        raise TeasError(f"{what} is {value}; it must be above 0")
 
 
 def parse(text: str, source: str, overrides: tuple[str, ...] = ()) -> Experiment:
@@ -210,41 +287,3 @@ def _toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # a bare word is a string
-
-
-def build(kind: Any, table: Any, where: str) -> Any:
-    """A frozen dataclass from a table; raises `TeasError` for an unknown or missing key, or a value of another type."""
-    if not isinstance(table, dict):
-        raise TeasError(f"{where} must be a table of keys; got {table!r}")
-    types_of = typing.get_type_hints(kind)
-    names = [item.name for item in dataclasses.fields(kind)]
-    for key in table:
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(names)}"
-            raise TeasError(f"{where}: unknown key {key!r}; {hint}")
-    for item in dataclasses.fields(kind):
-        if item.name not in table and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise TeasError(f"{where}: key {item.name!r} is missing")
-    return kind(**{key: _value(types_of[key], value, f"{where}: {key}") for key, value in table.items()})
-
-
-def _value(wanted: Any, value: Any, where: str) -> Any:
-    if isinstance(wanted, types.UnionType):
-        if value is None:
-            return None
-        wanted = typing.get_args(wanted)[0]
-    if dataclasses.is_dataclass(wanted):
-        return build(wanted, value, where)
-    if typing.get_origin(wanted) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise TeasError(f"{where} must be a list; got {value!r}")
-        return tuple(_value(typing.get_args(wanted)[0], item, where) for item in value)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise TeasError(f"{where} must be {_TYPE_NAMES[wanted]}; got {value!r}")
-    return value
-
-
-_TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

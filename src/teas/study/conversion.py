@@ -1,28 +1,34 @@
-"""Conversion without retraining: allocators compared at equal mean windows, on the same images, with a paired test."""
+"""Conversion, as it is and retrained: allocators compared at equal mean windows, on the same images, with a paired test."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from teas.adapt import allocation
 from teas.adapt.activity import measure_activity
 from teas.adapt.vulnerability import measure_damage
-from teas.ann.convert import convert
-from teas.ann.resnet import CifarResNet
+from teas.ann.convert import Conversion, convert
+from teas.ann.networks import build_ann
+from teas.ann.training import train
 from teas.engine import choose_engine
+from teas.errors import TeasError
 from teas.exchange.weights import load_weights
 from teas.spiking.network import Output, SpikingNetwork
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
-from teas.study.config import ConversionConfig, Experiment
-from teas.study.energy import count_operations, total
+from teas.study.config import RANDOM, ConversionConfig, Experiment, RetrainingConfig
+from teas.study.energy import costs, count_operations, total
+from teas.study.hooks import Hooks
 from teas.study.metrics import latency
 
 BATCH = 250
@@ -31,20 +37,30 @@ FULL = 64  # window of the undisturbed layers while one is shortened
 LIMIT = 255  # counts up to 255 fit a byte
 
 
-def _fast(network: SpikingNetwork) -> Callable[[Tensor], Output]:
+def fast(network: SpikingNetwork) -> Callable[[Tensor], Output]:
     """The network on the fastest engine that counts exactly as it does."""
     device = next(network.parameters()).device
     return choose_engine(network, device).prepare(network, keep="nothing")
 
 
+def batch_for(images: datasets.Images, most: int) -> int:
+    """A batch of images: at most as many as of CIFAR's, fewer of larger ones, for every layer's record has to fit into memory."""
+    return min(most, max(8, most * 12_288 // math.prod(images.images.shape[1:])))
+
+
 @torch.no_grad()
-def _correct(model: Callable[[Tensor], Tensor | Output], images: datasets.Images) -> Tensor:
-    """Whether each image is classified right."""
+def predictions_on(model: Callable[[Tensor], Tensor | Output], images: datasets.Images) -> Tensor:
+    """The class that each image is given."""
     found = []
-    for inputs, labels in datasets.loader(images, BATCH):
+    for inputs, _ in datasets.loader(images, batch_for(images, BATCH)):
         output = model(inputs)
-        found.append((output if isinstance(output, Tensor) else output.logits).argmax(1) == labels)
+        found.append((output if isinstance(output, Tensor) else output.logits).argmax(1))
     return torch.cat(found)
+
+
+def correct_on(model: Callable[[Tensor], Tensor | Output], images: datasets.Images) -> Tensor:
+    """Whether each image is classified right."""
+    return predictions_on(model, images) == images.labels
 
 
 def paired_p_value(ours: Tensor, theirs: Tensor) -> float:
@@ -53,56 +69,173 @@ def paired_p_value(ours: Tensor, theirs: Tensor) -> float:
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What is fixed while allocators are compared: the ANN, its conversion, and what was measured on training images to allocate by."""
+
+    ann: nn.Module
+    conversion: Conversion
+    calibration: list[Tensor]
+    activity: dict[str, float]
+    damage: dict[str, dict[int, float]]
+    semantics: dict[str, Any]
+    seed: int
+
+    def windows(self, allocator: str, mean: float) -> TimeWindows:
+        """The windows of an allocator at a mean."""
+        return allocated(allocator, mean, self.activity, self.damage, self.seed)
+
+
 def convert_and_compare(
-    experiment: Experiment, config: ConversionConfig, data: datasets.Data, data_folder: Path | None, device: torch.device, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Convert the experiment's ANN, allocate windows in every way asked for, and measure each on the test set; the content of metrics.json.
+    experiment: Experiment, config: ConversionConfig, data: datasets.Data, data_folder: Path | None, folder: Path, device: torch.device, hooks: Hooks
+) -> tuple[dict[str, Any], SpikingNetwork | None]:
+    """Convert the experiment's ANN, allocate windows in every way asked for, and measure each on the test set, converted and retrained.
 
-    Thresholds, activity and damage come from training images; test labels are used for the final figures alone.
+    Returns the content of metrics.json, and the retrained network at the smallest mean window that still meets the expectation, or else at the
+    smallest of all; None where nothing is retrained. Thresholds, activity and damage come from training images; test labels are used for the
+    final figures alone.
     """
-    ann = CifarResNet(data.classes)
-    load_weights(ann, (data_folder or Path()) / config.weights)
-    ann.to(device).eval()
-    ann_correct = _correct(ann, data.test)
-    say(f"ANN: {100 * ann_correct.float().mean():.2f} % of {len(ann_correct)} test images")
-    order = datasets.loader(data.train, 100, shuffle_seed=experiment.seeds[0])
-    batches = [inputs.to(device) for (inputs, _), _ in zip(order, range((config.calibration + config.probe) // 100), strict=False)]
-    calibration, probe = batches[: config.calibration // 100], batches[config.calibration // 100 :]
-    conversion = convert(ann, calibration, threshold=config.threshold, per_channel=config.per_channel, v0=config.v0)
-    semantics = {"firing": config.firing, "layout": config.layout, "transform": config.transform}
-
-    def make(windows: TimeWindows) -> SpikingNetwork:
-        return conversion.at(windows, **semantics)
-
-    say("measuring activity and damage per layer on training images")
-    labelled = [(inputs, inputs) for inputs in probe]
-    activity = {name: found.activity for name, found in measure_activity(make(TimeWindows.uniform(conversion.layers, FULL)), labelled).items()}
-    wanted = "damage" in config.allocators
-    damage = measure_damage(lambda w: _fast(make(w)), TimeWindows.uniform(conversion.layers, FULL), PROBES, probe) if wanted else {}
+    ann, conversion, calibration, probe = load_conversion(experiment, config, data, data_folder, device, folder, hooks)
+    wanted = predictions_on(ann, data.test)
+    ann_correct = wanted == data.test.labels
+    hooks.say(f"ANN: {100 * ann_correct.float().mean():.2f} % of {len(ann_correct)} test images")
+    found = measure(ann, conversion, calibration, probe, experiment, config, hooks)
     rows = []
+
+    def converted(windows: TimeWindows, _: str) -> SpikingNetwork:
+        return conversion.at(windows, bias_correction=config.bias_correction, **found.semantics)
+
     for mean in config.means:
-        base: Tensor | None = None
-        for allocator in sorted(config.allocators, key=lambda name: name != "uniform"):
-            windows = _allocated(allocator, mean, activity, damage, experiment.seeds[0])
-            network = make(windows)
-            correct = _correct(_fast(network), data.test)
-            base = correct if allocator == "uniform" else base
-            operations = count_operations(network, batches[0])
-            row = {
-                "allocator": allocator, "target": mean, "accuracy": 100 * float(correct.float().mean()), "windows": dict(windows),
-                "p_value": None if base is None or allocator == "uniform" else paired_p_value(correct, base),
-                "synaptic_operations": total(operations).synaptic, **asdict(latency(network, operations)),
-            }  # fmt: skip
-            rows.append(row)
-            say(f"mean {row['mean']:5.2f}  {allocator:13s}  {row['accuracy']:.2f} %")
-    met = all(any(r["allocator"] == "damage" and r["mean"] <= mean and r["accuracy"] >= least for r in rows) for mean, least in experiment.expect.points)
-    return {
-        "name": experiment.name, "kind": "conversion", "expectation_met": met, "ann_accuracy": 100 * float(ann_correct.float().mean()),
-        "samples": len(ann_correct), "semantics": semantics, "activity": activity, "damage": damage, "rows": rows,
+        rows += _rows(found, mean, config.allocators, data, wanted, converted, hooks, retrained=False)
+    networks: list[tuple[float, float, SpikingNetwork]] = []
+    if experiment.retraining:
+        retraining = experiment.retraining
+
+        def make(windows: TimeWindows, allocator: str) -> SpikingNetwork:
+            return retrain(found, retraining, windows, f"{allocator}-{windows.mean:.4g}", experiment.data.batch, data, folder, hooks)
+
+        for mean in retraining.means:
+            rows += _rows(found, mean, retraining.allocators, data, wanted, make, hooks, retrained=True, keep=networks)
+    points = [(mean, least) for mean, least in experiment.expect.points]
+    judged = [row for row in rows if row["allocator"] == experiment.expect.allocator]
+    met = all(any(row["mean"] <= mean and row["accuracy"] >= least for row in judged) for mean, least in points)
+    metrics = {
+        "name": experiment.name, "kind": "conversion", "expectation_met": met, "ann_accuracy": 100 * int(ann_correct.sum()) / len(ann_correct),
+        "samples": len(ann_correct), "semantics": found.semantics, "activity": found.activity, "damage": found.damage, "rows": rows,
     }  # fmt: skip
+    best = min(networks, key=lambda entry: (not any(entry[0] <= mean and entry[1] >= least for mean, least in points), entry[0]), default=None)
+    return metrics, best and best[2]
 
 
-def _allocated(allocator: str, mean: float, activity: dict[str, float], damage: dict[str, dict[int, float]], seed: int) -> TimeWindows:
+def load_conversion(
+    experiment: Experiment,
+    config: ConversionConfig,
+    data: datasets.Data,
+    data_folder: Path | None,
+    device: torch.device,
+    folder: Path,
+    hooks: Hooks = Hooks(),  # noqa: B008 (frozen)
+) -> tuple[nn.Module, Conversion, list[Tensor], list[Tensor]]:
+    """The experiment's ANN, its conversion, and batches of training images: those of the calibration, and others to probe with."""
+    ann = _obtain_ann(experiment, config, data, data_folder, device, folder, hooks)
+    if config.calibration + config.probe > len(data.train):
+        raise TeasError(
+            f"conversion.calibration {config.calibration} and conversion.probe {config.probe} ask for more than the {len(data.train)} training samples of "
+            f"{data.name!r}; lower them"
+        )
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(experiment.seeds[0])).tolist()
+    pictures, size = data.train.plain(), batch_for(data.train, 100)
+    calibration, probe = (
+        [pictures.__getitems__(part[i : i + size])[0].to(device) for i in range(0, len(part), size)]
+        for part in (order[: config.calibration], order[config.calibration : config.calibration + config.probe])
+    )
+    return ann, convert(ann, calibration, threshold=config.threshold, per_channel=config.per_channel, v0=config.v0), calibration, probe
+
+
+def _obtain_ann(
+    experiment: Experiment, config: ConversionConfig, data: datasets.Data, data_folder: Path | None, device: torch.device, folder: Path, hooks: Hooks
+) -> nn.Module:
+    """The experiment's ANN in evaluation mode: its weights read from a file, or trained here and kept in the run folder."""
+    set_seed(experiment.seeds[0])
+    ann = build_ann(config.architecture, config.classes or data.classes).to(device)
+    if config.weights not in ("", RANDOM):
+        load_weights(ann, (data_folder or Path()) / config.weights)
+    if config.pretraining:
+        batches = datasets.loader(data.train, experiment.data.batch, shuffle_seed=experiment.seeds[0])
+        checkpoint = folder / "checkpoints" / "ann.safetensors"
+        train(
+            ann, batches, config.pretraining, seed=experiment.seeds[0], checkpoint=checkpoint, progress=hooks.progress,
+            on_epoch=lambda epoch: hooks.say(f"  ann {epoch.number + 1:3d}  loss {epoch.loss:.4f}  train {epoch.accuracy:6.2f} %"),
+        )  # fmt: skip
+    return ann.eval()
+
+
+def skeleton(config: ConversionConfig, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The module of a converted network of the experiment, to load weights into; its thresholds and weights mean nothing yet."""
+    ann = build_ann(config.architecture, config.classes or classes).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # conversion warns of what it finds in random weights
+        return convert(ann, [torch.zeros(1, *shape)], threshold="maximum", per_channel=config.per_channel, v0=config.v0).at(1).module
+
+
+def measure(
+    ann: nn.Module, conversion: Conversion, calibration: list[Tensor], probe: list[Tensor], experiment: Experiment, config: ConversionConfig, hooks: Hooks
+) -> Comparison:
+    """What allocators need, measured on the training images that are not for calibration."""
+    hooks.say("measuring activity and damage per layer on training images")
+    semantics = {"firing": config.firing, "layout": config.layout, "transform": config.transform}
+    # Quantisers of the same windows whatever the discipline: two-phase firing is measured, being the fastest.
+    full = TimeWindows.uniform(conversion.layers, FULL)
+    activity = {name: layer.activity for name, layer in measure_activity(conversion.at(full), [(inputs, inputs) for inputs in probe]).items()}
+    retraining = experiment.retraining.allocators if experiment.retraining else ()
+    wanted = "damage" in (*config.allocators, *retraining)
+    damage = measure_damage(lambda windows: fast(conversion.at(windows)), full, PROBES, probe) if wanted else {}
+    return Comparison(ann, conversion, calibration, activity, damage, semantics, experiment.seeds[0])
+
+
+def retrain(
+    found: Comparison, config: RetrainingConfig, windows: TimeWindows, name: str, batch: int, data: datasets.Data, folder: Path, hooks: Hooks
+) -> SpikingNetwork:
+    """The network at these windows after training with them in the loop, the ANN as the teacher."""
+    student = found.conversion.trainable(windows)
+    batches = datasets.loader(data.train, batch, shuffle_seed=found.seed)
+    train(
+        student, batches, config.recipe, teacher=found.ann, seed=found.seed, checkpoint=folder / "checkpoints" / f"{name}.safetensors", progress=hooks.progress,
+        on_epoch=lambda epoch: hooks.say(f"  {name} {epoch.number + 1:3d}  loss {epoch.loss:.4f}  train {epoch.accuracy:6.2f} %"),
+    )  # fmt: skip
+    return convert(student.eval(), found.calibration).at(windows, **found.semantics)
+
+
+def _rows(
+    found: Comparison, mean: float, allocators: Sequence[str], data: datasets.Data, wanted: Tensor, make: Callable[[TimeWindows, str], SpikingNetwork],
+    hooks: Hooks, *, retrained: bool, keep: list[tuple[float, float, SpikingNetwork]] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One row an allocator at a mean window, measured on the test set; p-values are against the uniform one."""
+    rows: list[dict[str, Any]] = []
+    base: Tensor | None = None
+    for allocator in sorted(allocators, key=lambda name: name != "uniform"):
+        network = make(found.windows(allocator, mean), allocator)
+        answers = predictions_on(fast(network), data.test)
+        correct = answers == data.test.labels
+        base = correct if allocator == "uniform" else base
+        operations = count_operations(network, found.calibration[0])
+        row = {
+            "allocator": allocator, "retrained": retrained, "target": mean,
+            "accuracy": 100 * int(correct.sum()) / len(correct), "agreement": 100 * int((answers == wanted).sum()) / len(answers),
+            "windows": dict(network.windows),
+            "p_value": None if base is None or allocator == "uniform" else paired_p_value(correct, base),
+            "synaptic_operations": total(operations).synaptic, **asdict(latency(network, operations)), **costs(network, operations),
+        }  # fmt: skip
+        rows.append(row)
+        if keep is not None:
+            keep.append((row["mean"], row["accuracy"], network))
+        agreement = f"the ANN's answer on {row['agreement']:.2f} %"
+        hooks.say(f"mean {row['mean']:5.2f}  {allocator:13s}  {row['accuracy']:.2f} %, {agreement}{'  retrained' if retrained else ''}")
+    return rows
+
+
+def allocated(allocator: str, mean: float, activity: dict[str, float], damage: dict[str, dict[int, float]], seed: int) -> TimeWindows:
+    """Windows at a mean by the name of an allocator, from the layers' activity and measured damage."""
     limits = dict.fromkeys(activity, LIMIT)
     if allocator == "uniform":
         return allocation.allocate(dict.fromkeys(activity, 1.0), allocation.budget_for(mean, len(activity)), limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import math
 import struct
@@ -17,19 +18,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from teas.errors import TeasError, check_choice
+from teas.study.augmentation import AUGMENTATIONS
+from teas.study.imagenet import Pictures, read_folders, read_listed
 
-Arrays = tuple[np.ndarray, np.ndarray]  # images [n, channel, height, width] uint8, labels [n]
-AUGMENTATIONS = ("none", "shift", "crop_flip")
+Arrays = tuple[np.ndarray | Pictures, np.ndarray]  # images [n, channel, height, width] uint8, labels [n]
 
 
 class Images(Dataset[Any]):
-    """Images kept as bytes and normalised a batch at a time: `(x / full - mean) / std` per channel."""
+    """Images kept as bytes and normalised a batch at a time: `(x / full - mean) / std` per channel.
+
+    Batches are cut, augmented (see `AUGMENTATIONS`) and normalised on the device where the images lie: see `to`.
+    """
 
     def __init__(self, arrays: Arrays, full: float, mean: Tensor, std: Tensor, augmentation: str = "none"):
-        check_choice("augmentation", augmentation, AUGMENTATIONS)
-        self.images = torch.from_numpy(np.array(arrays[0]))
+        check_choice("augmentation", augmentation, tuple(AUGMENTATIONS))
+        self.images = arrays[0] if isinstance(arrays[0], Pictures) else torch.from_numpy(np.array(arrays[0]))
         self.labels = torch.from_numpy(np.array(arrays[1])).long()
         self.full, self.mean, self.std, self.augmentation = full, mean.view(-1, 1, 1), std.view(-1, 1, 1), augmentation
+
+    def plain(self) -> Images:
+        """The same images without augmentation."""
+        twin = copy.copy(self)
+        twin.augmentation = "none"
+        return twin
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,21 +50,16 @@ class Images(Dataset[Any]):
         return inputs[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        pixels = self.images[indices]
-        if self.augmentation != "none":
-            pixels = _shifted(pixels, margin=1 if self.augmentation == "shift" else 4, flip=self.augmentation == "crop_flip")
-        return (pixels.float() / self.full - self.mean) / self.std, self.labels[indices]
+        change = AUGMENTATIONS[self.augmentation]
+        found = torch.from_numpy(self.images.read(indices)).to(self.mean.device) if isinstance(self.images, Pictures) else self.images[indices]
+        pixels = change.pixels(found)
+        return change.inputs((pixels.float() / self.full - self.mean) / self.std), self.labels[indices]
 
-
-def _shifted(pixels: Tensor, margin: int, flip: bool) -> Tensor:
-    """Each image moved by up to `margin` pixels, zeros moving in, and mirrored half of the time; draws from torch's global generator."""
-    n, _, height, width = pixels.shape
-    padded = torch.nn.functional.pad(pixels, [margin] * 4)
-    rows = torch.randint(2 * margin + 1, (n, 1)) + torch.arange(height)
-    columns = torch.randint(2 * margin + 1, (n, 1)) + torch.arange(width)
-    if flip:
-        columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
-    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    def to(self, device: torch.device) -> None:
+        """Keep the images on a device, in bytes, so that batches are cut, augmented and normalised there."""
+        for name in ("images", "labels", "mean", "std"):
+            value = getattr(self, name)
+            setattr(self, name, value if isinstance(value, Pictures) else value.to(device))
 
 
 @dataclass(frozen=True)
@@ -106,9 +112,17 @@ Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def load(
-    name: str, folder: Path | None, *, validation: int, augmentation: str = "none", download: bool = False, moments: Moments | None = None, seed: int = 0
+    name: str,
+    folder: Path | None,
+    *,
+    validation: int,
+    samples: int = 0,
+    augmentation: str = "none",
+    download: bool = False,
+    moments: Moments | None = None,
+    seed: int = 0,
 ) -> Data:
-    """A data set by name, with `validation` training samples held out at random (by seed).
+    """A data set by name, with `validation` training samples held out at random (by seed), and `samples` of the others (0: all) to learn from.
 
     moments: mean and standard deviation per channel that inputs are normalised by, those of the training set where not given.
     `digits` is embedded (scikit-learn); the others are read from `folder`. Raises `TeasError` where the folder is missing, empty, damaged
@@ -129,8 +143,10 @@ def load(
     order = np.random.default_rng(seed).permutation(len(train[1]))
     if not 0 < validation < len(order):
         raise TeasError(f"validation holds out {validation} of {len(order)} training samples; it must leave some of both")
-    kept, held = np.sort(order[validation:]), np.sort(order[:validation])
-    full = float(train[0].max())
+    if not 0 <= samples <= len(order) - validation:
+        raise TeasError(f"samples is {samples}; beside the {validation} held out there are {len(order) - validation} training samples (0 takes all)")
+    kept, held = np.sort(order[validation:][: samples or None]), np.sort(order[:validation])
+    full = 255.0 if isinstance(train[0], Pictures) else float(train[0].max())
     mean, std = (torch.tensor(value, dtype=torch.float32) for value in moments or _moments(train[0][kept], full))
     if len(mean) != train[0].shape[1] or len(std) != len(mean) or not bool((std > 0).all()):
         raise TeasError(f"{name!r} has {train[0].shape[1]} channels; give as many means and as many standard deviations above 0")
@@ -141,8 +157,9 @@ def load(
     return Data(name, images((train[0][kept], train[1][kept]), augmentation), images((train[0][held], train[1][held])), images(test), classes)
 
 
-def _moments(pixels: np.ndarray, full: float) -> tuple[np.ndarray, np.ndarray]:
+def _moments(images: np.ndarray | Pictures, full: float) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel; of large sets every fifth image is plenty, and a fifth of the memory."""
+    pixels = images.sample() if isinstance(images, Pictures) else images
     channels = (pixels[:: 5 if len(pixels) >= 20_000 else 1] / full).transpose(1, 0, 2, 3).reshape(pixels.shape[1], -1)
     deviation = channels.std(1)
     return channels.mean(1), np.where(deviation > 0, deviation, 1.0)  # a constant channel stays constant
@@ -218,23 +235,6 @@ def _cifar(name: str, binary: str, files: tuple[list[str], str], label_bytes: in
     return read
 
 
-def _image_folder(folder: Path) -> tuple[Arrays, Arrays]:
-    """`train/<class>/*` and `val/<class>/*`, resized and cropped to 224 x 224."""
-    import torchvision
-
-    side = torchvision.transforms.Compose([torchvision.transforms.Resize(256), torchvision.transforms.CenterCrop(224)])
-    splits = []
-    for part in ("train", "val"):
-        try:
-            found = torchvision.datasets.ImageFolder(str(folder / part), side)
-        except (FileNotFoundError, OSError) as error:
-            raise TeasError(f"{folder} is not an ImageNet-style folder of {part}/<class>/<image>: {error}") from None
-        splits.append((np.stack([np.asarray(image).transpose(2, 0, 1) for image, _ in found]), np.asarray(found.targets)))
-    if len(set(splits[0][1])) != len(set(splits[1][1])):
-        raise TeasError(f"{folder}: train has {len(set(splits[0][1]))} classes and val has {len(set(splits[1][1]))}; they must be the same")
-    return splits[0], splits[1]
-
-
 def _download(name: str, folder: Path) -> None:
     import torchvision
 
@@ -254,5 +254,6 @@ READERS = {
     "fashion_mnist": _mnist_like("FashionMNIST"),
     "cifar10": _cifar("CIFAR10", "cifar-10-batches-bin", ([f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin"), 1),
     "cifar100": _cifar("CIFAR100", "cifar-100-binary", (["train.bin"], "test.bin"), 2),
-    "image_folder": _image_folder,
+    "image_folder": read_folders,
+    "imagenet_listed": read_listed,
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from teas.engine import choose_engine
 from teas.errors import TeasError
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.neuron import Amplitude
@@ -21,6 +22,11 @@ REGIMES: dict[str, dict[str, float]] = {
     "INT32": {"mac": 3.2, "add": 0.1},
     "INT8": {"mac": 0.23, "add": 0.03},
 }
+# One access to a small on-chip SRAM in pJ: 5 for a word of 32 bits (half of Horowitz's 10 for 64 bits of an 8 KB cache), in proportion to the bits.
+ACCESS = {"FP32": 5.0, "FP16": 2.5, "INT32": 5.0, "INT8": 1.25}
+MULTIPLY = {"FP32": (3.7, 32), "FP16": (1.1, 16), "INT32": (3.1, 32), "INT8": (0.2, 8)}  # pJ, and bits of a factor
+_INTEGER = ("INT32", "INT8")  # where the energy of a multiplier goes with the product of its factors' bits
+PIXEL_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,13 @@ class Operations:
         price = REGIMES[regime]
         return price["mac"] * (self.analog + self.transform) + price["add"] * (self.synaptic + self.updates)
 
+    def memory(self, regime: str) -> float:
+        """Energy in pJ of memory accesses where nothing is reused: `E_access·(3·synaptic + 2·(updates + analog + transform))`.
+
+        An addition reads a weight, reads a potential and writes it back; an update reads and writes a potential; a MAC reads its two factors.
+        """
+        return ACCESS[regime] * (3 * self.synaptic + 2 * (self.updates + self.analog + self.transform))
+
 
 def total(operations: Mapping[str, Operations]) -> Operations:
     """Sum over the layers."""
@@ -53,17 +66,20 @@ def count_operations(network: SpikingNetwork, inputs: Tensor) -> dict[str, Opera
     """Operations per layer, mean over the images of a batch `[batch, *shape]`; a readout is listed under its own name."""
     training = network.training
     network.eval()
-    record = network(inputs, keep_spikes=True).record
+    # Under two-phase firing the counts that a layer emits are those that the next receives, and no train is needed.
+    two_phase = network.semantics.firing == "two_phase"
+    record = (choose_engine(network, inputs.device).prepare(network, keep="counts")(inputs) if two_phase else network(inputs, keep_spikes=True)).record
     result = {}
     for layer in network.layers:
-        received = {name: inputs if name == INPUT else record[name].count for name in layer.sources}
+        given = inputs.sum(1) if network.semantics.encoding == "train" else inputs
+        received = {name: given if name == INPUT else record[name].count for name in layer.sources}
         if layer.neurons is not None:
             received |= record[layer.name].received or {}
         analog = {INPUT} if network.semantics.encoding == "direct" else set()
         dense, macs, additions = _synaptic_operations(layer, received, analog, network.module)
         window = network.windows[layer.name] if layer.neurons is not None else 0
         # Under two-phase firing the factor T'/T folds into the threshold: re-timing costs nothing.
-        moved = [] if network.semantics.firing == "two_phase" or layer.neurons is None else [n for n in layer.sources if n != INPUT]
+        moved = [] if two_phase or layer.neurons is None else [n for n in layer.sources if n != INPUT]
         transform = sum(record[name].count[0].numel() for name in moved if network.windows[name] != window)
         neurons = record[layer.name].count[0].numel() if layer.neurons is not None else 0
         result[layer.name] = Operations(dense, macs, additions, float(window * neurons), float(transform))
@@ -141,3 +157,33 @@ _UNCOUNTED = {"linear", "conv1d", "conv2d", "conv3d", "matmul", "bmm", "ConvTran
 def ann_energy(operations: Mapping[str, Operations], regime: str) -> float:
     """Energy in pJ of an ANN with the same synapses, one MAC each, without memory."""
     return REGIMES[regime]["mac"] * total(operations).dense
+
+
+def ann_memory(operations: Mapping[str, Operations], regime: str) -> float:
+    """Energy in pJ of that ANN's memory accesses where nothing is reused: each MAC reads its two factors."""
+    return 2 * ACCESS[regime] * total(operations).dense
+
+
+def quantised_ann_energy(network: SpikingNetwork, operations: Mapping[str, Operations], regime: str) -> float:
+    """Energy in pJ, without memory, of an ANN that knows no more than the spiking network: activations of `ceil(log2(T + 1))` bits.
+
+    `Σ_l dense_l·(E_mul·bits_l/bits + E_add)` with the regime's weights; pixels have 8 bits. Only in integer regimes, where bits have a price.
+    """
+    multiply, bits = MULTIPLY[regime]
+    result = 0.0
+    for layer in network.layers:
+        levels = max(PIXEL_BITS if name == INPUT else network.windows[name].bit_length() for name in layer.sources)
+        result += operations[layer.name].dense * (multiply * levels / bits + REGIMES[regime]["add"])
+    return result
+
+
+def costs(network: SpikingNetwork, operations: Mapping[str, Operations]) -> dict[str, dict[str, float]]:
+    """Energy per image in nJ by regime: of the network without memory and its memory's, the same of the ANN, and of the quantised ANN."""
+    whole = total(operations)
+    return {
+        "energy": {regime: whole.energy(regime) / 1000 for regime in REGIMES},
+        "memory": {regime: whole.memory(regime) / 1000 for regime in REGIMES},
+        "ann_energy": {regime: ann_energy(operations, regime) / 1000 for regime in REGIMES},
+        "ann_memory": {regime: ann_memory(operations, regime) / 1000 for regime in REGIMES},
+        "quantised_ann_energy": {regime: quantised_ann_energy(network, operations, regime) / 1000 for regime in _INTEGER},
+    }

@@ -8,7 +8,6 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,30 +20,24 @@ from accelerate.utils import set_seed
 from teas._version import __version__
 from teas.adapt import allocation
 from teas.adapt.activity import measure_activity
-from teas.adapt.training import Adjustment, Epoch, Progress, Stage, run_stage
-from teas.ann import architectures
+from teas.adapt.training import Epoch, Stage
 from teas.errors import TeasError
 from teas.exchange.native import load_network, save_network
-from teas.files import write_atomically
+from teas.files import remove_strays, write_atomically
 from teas.spiking.network import SpikingNetwork
-from teas.spiking.neuron import IF, LIF
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
-from teas.study.config import Experiment, build
-from teas.study.conversion import convert_and_compare
+from teas.study.ablation import compare_arms
+from teas.study.arms import build_module, stages, train_arm
+from teas.study.config import Experiment
+from teas.study.conversion import convert_and_compare, skeleton
+from teas.study.hooks import Hooks
 from teas.study.metrics import Metrics, evaluate, spread
+from teas.study.plan import describe
+from teas.study.tables import build
 
 MARK = "teas run folder, format 1"
 EVALUATION_BATCH = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Hooks:
-    """What the caller shows while a run goes on: a progress display for batches, a line for each epoch, and messages."""
-
-    progress: Progress = lambda batches, _: batches
-    on_epoch: Callable[[str, Epoch], None] = lambda arm, epoch: None
-    say: Callable[[str], None] = lambda message: None
 
 
 def is_main_process() -> bool:
@@ -55,30 +48,6 @@ def is_main_process() -> bool:
 def _cpu_only() -> bool:
     """Accelerate joins several CPU processes into one group only when it is told that there is nothing but CPUs."""
     return not torch.accelerator.is_available()
-
-
-def build_module(experiment: Experiment, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
-    """The experiment's architecture with its neurons, freshly initialised."""
-    config = experiment.network
-
-    def neurons() -> IF:
-        options: dict[str, Any] = {"reset": config.reset, "v0": config.v0, "surrogate": config.surrogate}
-        return IF(config.threshold, **options) if config.leak == 1 else LIF(config.leak, config.threshold, **options)
-
-    return architectures.build(config.architecture, shape, classes, neurons, config.hidden, config.spiking_output)
-
-
-def stages(experiment: Experiment) -> tuple[Stage, Stage, Stage]:
-    """Pre-training, retraining with adjustment, and fine-tuning, as the experiment sets them."""
-    t, w = experiment.training, experiment.windows
-    shared: dict[str, Any] = {"scale": t.scale, "weight_decay": t.weight_decay}
-    regular: dict[str, Any] = {**shared, "regulariser": t.regulariser, "strength": t.strength}
-    plan = Adjustment(w.every, w.layers, w.fraction, w.mean, w.exponent)
-    return (
-        Stage("pretrain", t.pretrain_epochs, t.pretrain_rate, **shared),
-        Stage("retrain", t.retrain_epochs, t.retrain_rate, anneal=False, adjustment=plan, **regular),
-        Stage("finetune", t.finetune_epochs, t.finetune_rate, **regular),
-    )
 
 
 def run_seed(seed: int, data: datasets.Data, experiment: Experiment, accelerator: Accelerator, folder: Path, hooks: Hooks) -> dict[str, Any]:
@@ -93,22 +62,14 @@ def run_seed(seed: int, data: datasets.Data, experiment: Experiment, accelerator
     validation: dict[str, float] = {}
 
     def train(network: SpikingNetwork, arm: str, *plan: Stage) -> None:
-        epochs[arm] = []
-        for stage in plan:
-            # Every stage starts from its own seed, so that a resumed run draws what an uninterrupted one draws.
-            set_seed(seed)
-            checkpoint = folder / "checkpoints" / f"seed{seed}-{arm}-{stage.name}"
-            epochs[arm] += run_stage(
-                network, batches, stage, accelerator=accelerator, checkpoint=checkpoint, progress=hooks.progress,
-                on_epoch=lambda epoch: hooks.on_epoch(f"seed {seed} {arm}", epoch),
-            )  # fmt: skip
-        metrics[arm] = evaluate(network, test_data, seed)
-        validation[arm] = evaluate(network, validation_data, seed).accuracy
+        epochs[arm] = train_arm(network, plan, batches, arm=arm, seed=seed, accelerator=accelerator, folder=folder, hooks=hooks)
+        metrics[arm] = evaluate(network, test_data, seed, accelerator)
+        validation[arm] = evaluate(network, validation_data, seed, accelerator).accuracy
 
     set_seed(seed)
     module = build_module(experiment, data.shape, data.classes)
     full = SpikingNetwork(module, experiment.training.window, **asdict(experiment.semantics))
-    train(full, "full", pretraining)
+    train(full, "full", *pretraining)
 
     adaptive = copy.deepcopy(full)
     activity = {layer: found.activity for layer, found in measure_activity(adaptive, _on(accelerator, training_data)).items()}
@@ -143,11 +104,15 @@ def run(
         return read_metrics(folder)
     data = load_data(experiment, data_folder, download)
     if experiment.conversion:
-        result = convert_and_compare(experiment, experiment.conversion, data, data_folder, accelerator.device, hooks.say)
-        if accelerator.is_main_process:
-            write_atomically(folder / "metrics.json", json.dumps(result, indent=1))
-        accelerator.wait_for_everyone()
-        return result
+        result, network = convert_and_compare(experiment, experiment.conversion, data, data_folder, folder, accelerator.device, hooks)
+        return _finish(result, network, folder, accelerator, keep_checkpoints=True)
+    for images in (data.train, data.validation, data.test):
+        images.to(accelerator.device)
+    for line in describe(experiment, stages(experiment), len(data.train)):
+        hooks.say(line)
+    if experiment.ablation:
+        result, network = compare_arms(experiment, experiment.ablation, data, accelerator, folder, hooks)
+        return _finish(result, network, folder, accelerator)
     runs = {}
     for seed in experiment.seeds:
         hooks.say(f"seed {seed}")
@@ -156,25 +121,48 @@ def run(
     first = runs[experiment.seeds[0]]
     result["tradeoff"] = tradeoff(first["full"], first["trained_activity"], data, experiment)
     if accelerator.is_main_process:
-        save_network(first["network"], folder / "weights.safetensors")
-        write_atomically(folder / "windows.json", first["network"].windows.to_json())
         write_atomically(folder / "raster.json", json.dumps(raster(first["network"], data)))
+        write_atomically(folder / "throughput.json", json.dumps(_throughput(runs), indent=1))
+    return _finish(result, first["network"], folder, accelerator)
+
+
+def _finish(result: dict[str, Any], network: SpikingNetwork | None, folder: Path, accelerator: Accelerator, keep_checkpoints: bool = False) -> dict[str, Any]:
+    """Write the network and, last of all, metrics.json, which marks a run as finished; then its checkpoints may go."""
+    if accelerator.is_main_process:
+        if network:
+            save_network(network, folder / "weights.safetensors")
+            write_atomically(folder / "windows.json", network.windows.to_json())
         write_atomically(folder / "metrics.json", json.dumps(result, indent=1))
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if not keep_checkpoints:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
     return result
+
+
+def _throughput(runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Per seed and arm: what each epoch took of time and memory on this machine."""
+    return {
+        str(seed): {
+            arm: [{"stage": e.stage, "epoch": e.number, "samples_per_second": round(e.samples_per_second, 1), "memory_mib": round(e.memory)} for e in epochs]
+            for arm, epochs in found["epochs"].items()
+        }
+        for seed, found in runs.items()
+    }
 
 
 def load_data(experiment: Experiment, folder: Path | None, download: bool = False) -> datasets.Data:
     """The experiment's data, read from the folder of the data sets."""
     config = experiment.data
-    return datasets.load(config.name, folder, validation=config.validation, augmentation=config.augmentation, download=download, moments=config.moments)
+    options: dict[str, Any] = {"validation": config.validation, "samples": config.samples, "augmentation": config.augmentation, "moments": config.moments}
+    return datasets.load(config.name, folder, download=download, **options)
 
 
 def open_folder(experiment: Experiment, folder: Path, data_folder: Path | None, resume: bool) -> None:
     """Make the run folder, or check that it is ours and of the same experiment."""
     config = asdict(experiment)
     marker = folder / "config.json"
+    if folder.is_dir():
+        remove_strays(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not read_marker(folder):
             raise TeasError(f"{folder} exists and is not a teas run folder; choose another one with --out")
@@ -225,10 +213,12 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 def load_run(folder: Path, data_folder: Path | None = None) -> tuple[SpikingNetwork, datasets.Data, Experiment]:
     """The adapted network of a run with its data, read from where the run found them or from `data_folder`."""
     experiment, recorded = open_run(folder)
-    if experiment.conversion:
+    if experiment.conversion and not experiment.retraining:
         raise TeasError(f"{folder} compares conversions and holds no single network to evaluate; its figures are in metrics.json")
     data = load_data(experiment, data_folder or recorded)
-    return load_network(folder / "weights.safetensors", build_module(experiment, data.shape, data.classes)), data, experiment
+    converted = experiment.conversion
+    module = skeleton(converted, data.shape, data.classes) if converted else build_module(experiment, data.shape, data.classes)
+    return load_network(folder / "weights.safetensors", module), data, experiment
 
 
 def pack(folder: Path, out: Path) -> Path:
@@ -262,20 +252,20 @@ def summary(experiment: Experiment, runs: dict[int, dict[str, Any]]) -> dict[str
         "arms": by_arm,
         "seeds": {str(seed): {arm: asdict(m) for arm, m in run["metrics"].items()} for seed, run in runs.items()},
         "validation_accuracy": {str(seed): run["validation"] for seed, run in runs.items()},
-        "epochs": {arm: [asdict(epoch) for epoch in epochs] for arm, epochs in next(iter(runs.values()))["epochs"].items()},
+        "epochs": {arm: [epoch.lasting() for epoch in epochs] for arm, epochs in next(iter(runs.values()))["epochs"].items()},
         "trained_activity": next(iter(runs.values()))["trained_activity"],
     }
 
 
-def tradeoff(network: SpikingNetwork, activity: dict[str, float], data: datasets.Data, experiment: Experiment) -> dict[str, list[list[float]]]:
-    """Accuracy on held-out training data against mean window, the trained network's windows swapped at inference without retraining."""
+def tradeoff(network: SpikingNetwork, activity: dict[str, float], data: datasets.Data, experiment: Experiment) -> dict[str, list[list[Any]]]:
+    """Mean window, accuracy on held-out training data and windows, the trained network's windows swapped at inference without retraining."""
     batches = datasets.loader(data.validation, EVALUATION_BATCH)
     limits = dict.fromkeys(activity, experiment.training.window)
-    curves: dict[str, list[list[float]]] = {"uniform": [], "by activity": []}
+    curves: dict[str, list[list[Any]]] = {"uniform": [], "by activity": []}
     for steps in range(1, experiment.training.window + 1):
         chosen = {"uniform": TimeWindows.uniform(activity, steps), "by activity": allocation.by_activity(activity, limits, steps, experiment.windows.exponent)}
         for name, windows in chosen.items():
-            curves[name].append([windows.mean, evaluate(network.with_windows(windows), batches).accuracy])
+            curves[name].append([windows.mean, evaluate(network.with_windows(windows), batches).accuracy, dict(windows)])
     return curves
 
 

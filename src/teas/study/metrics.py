@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
+from teas.engine import choose_engine
 from teas.errors import TeasError
 from teas.spiking.network import SpikingNetwork
-from teas.study.energy import REGIMES, Operations, ann_energy, count_operations, total
+from teas.study.energy import Operations, costs, count_operations
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,19 @@ class Latency:
 
 @dataclass(frozen=True)
 class Metrics:
-    """A network on a data set: accuracy in percent, latency in steps, spikes per image, energy in nJ per image (without memory), by regime."""
+    """A network on a data set: accuracy in percent, latency in steps, spikes per image, energy in nJ per image by regime (see `costs`)."""
 
     accuracy: float
     samples: int
     windows: dict[str, int]
     latency: Latency
     spikes: float
-    energy: dict[str, float]
-    ann_energy: dict[str, float]
     activity: dict[str, float]
+    energy: dict[str, float]
+    memory: dict[str, float]
+    ann_energy: dict[str, float]
+    ann_memory: dict[str, float]
+    quantised_ann_energy: dict[str, float]
 
 
 def latency(network: SpikingNetwork, operations: Mapping[str, Operations]) -> Latency:
@@ -51,39 +56,43 @@ def latency(network: SpikingNetwork, operations: Mapping[str, Operations]) -> La
 
 
 @torch.no_grad()
-def evaluate(network: SpikingNetwork, batches: Iterable[tuple[Tensor, Tensor]], seed: int = 0) -> Metrics:
-    """Accuracy over all batches, operations over the first; a stochastic input encoding is seeded. Raises `TeasError` for no data."""
+def evaluate(network: SpikingNetwork, batches: Iterable[tuple[Tensor, Tensor]], seed: int = 0, accelerator: Accelerator | None = None) -> Metrics:
+    """Accuracy over all batches, operations over the first; a stochastic input encoding is seeded. Raises `TeasError` for no data.
+
+    accelerator: of several processes, each runs its share of every batch, and all return the same.
+    """
     training = network.training
     network.eval()
     device = next(network.parameters()).device
-    right = samples = 0
-    spikes = dict.fromkeys(network.spiking_layers, 0.0)
+    index, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    totals = torch.zeros(2 + len(network.spiking_layers), dtype=torch.float64, device=device)  # right answers, samples, spikes per layer
     neurons = dict.fromkeys(network.spiking_layers, 0)
     operations: dict[str, Operations] | None = None
+    run = choose_engine(network, device).prepare(network, keep="counts")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + 1_000_003 * index)
         for inputs, labels in batches:
             inputs, labels = inputs.to(device), labels.to(device)
             operations = operations or count_operations(network, inputs)
-            output = network(inputs)
-            right += int((output.logits.argmax(1) == labels).sum())
-            samples += len(labels)
-            for layer, record in output.record.items():
-                spikes[layer] += float(record.count.sum(dtype=torch.float64))
-                neurons[layer] = record.count[0].numel()
+            inputs, labels = inputs[index::processes], labels[index::processes]
+            output = run(inputs)
+            counts = [output.record[layer].count for layer in neurons]
+            right = (output.logits.argmax(1) == labels).sum(dtype=torch.float64)
+            totals += torch.stack([right, torch.full_like(right, len(labels)), *(count.sum(dtype=torch.float64) for count in counts)])
+            neurons = {layer: count[0].numel() if len(count) else neurons[layer] for layer, count in zip(neurons, counts, strict=True)}
     network.train(training)
     if operations is None:
         raise TeasError("evaluation needs at least one sample; the data is empty")
-    whole = total(operations)
+    right, samples, *found = (accelerator.reduce(totals, "sum") if accelerator else totals).tolist()
+    spikes = dict(zip(network.spiking_layers, found, strict=True))
     return Metrics(
         accuracy=100 * right / samples,
-        samples=samples,
+        samples=int(samples),
         windows=dict(network.windows),
         latency=latency(network, operations),
         spikes=sum(spikes.values()) / samples,
-        energy={regime: whole.energy(regime) / 1000 for regime in REGIMES},
-        ann_energy={regime: ann_energy(operations, regime) / 1000 for regime in REGIMES},
         activity={layer: spikes[layer] / (samples * neurons[layer] * network.windows[layer]) for layer in spikes},
+        **costs(network, operations),
     )
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from teas.files import write_atomically
-from teas.study import figures
-from teas.study.energy import REGIMES
+from teas.study import ablation_report, figures, figures_training, profile
 from teas.study.experiment import open_run, read_metrics
+from teas.study.page import energy_tables, page_data
 
-CONVERSION_HEADER = ["allocator", "mean window", "accuracy %", "p against uniform", "op-weighted", "max", "sum", "Mops/image"]
+CONVERSION_HEADER = ["allocator", "mean window", "accuracy %", "as the ANN %", "p against uniform", "op-weighted", "max", "sum", "Mops/image"]
 HEADER = ["network", "accuracy %", "mean window", "op-weighted", "max", "sum", "spikes/image", "nJ FP32", "nJ INT8"]
 
 
@@ -26,17 +27,27 @@ def is_conversion(metrics: dict[str, Any]) -> bool:
     return metrics.get("kind") == "conversion"
 
 
+def is_ablation(metrics: dict[str, Any]) -> bool:
+    """Whether the figures are those of an ablation of retraining."""
+    return metrics.get("kind") == "ablation"
+
+
 def header(metrics: dict[str, Any]) -> list[str]:
     """Names of the columns of the result table."""
+    if is_ablation(metrics):
+        return ablation_report.HEADER
     return CONVERSION_HEADER if is_conversion(metrics) else HEADER
 
 
 def table_rows(metrics: dict[str, Any]) -> list[list[str]]:
     """One row an arm: accuracy, windows, spikes and energy, mean ± standard deviation over the seeds; for conversions one an allocation."""
+    if is_ablation(metrics):
+        return ablation_report.rows(metrics)
     if is_conversion(metrics):
         return [
             [
-                row["allocator"], f"{row['mean']:.2f}", f"{row['accuracy']:.2f}", "" if row["p_value"] is None else f"{row['p_value']:.2g}",
+                row["allocator"] + (", retrained" if row["retrained"] else ""), f"{row['mean']:.2f}", f"{row['accuracy']:.2f}", f"{row['agreement']:.2f}",
+                "" if row["p_value"] is None else f"{row['p_value']:.2g}",
                 f"{row['weighted']:.2f}", str(row["max"]), str(row["sum"]), f"{row['synaptic_operations'] / 1e6:.1f}",
             ]
             for row in metrics["rows"]
@@ -50,8 +61,10 @@ def table_rows(metrics: dict[str, Any]) -> list[list[str]]:
 
 def findings(metrics: dict[str, Any]) -> list[str]:
     """What the figures say, in words, the controls that the adaptive windows did not beat included."""
+    if is_ablation(metrics):
+        return ablation_report.findings(metrics)
     if is_conversion(metrics):
-        return [_best_at(metrics, target) for target in dict.fromkeys(row["target"] for row in metrics["rows"])]
+        return [_best_at(metrics, *key) for key in dict.fromkeys((row["target"], row["retrained"]) for row in metrics["rows"])]
     arms = metrics["arms"]
     full, adaptive = arms["full"], arms["adaptive"]
     loss = full["accuracy"][0] - adaptive["accuracy"][0]
@@ -66,11 +79,11 @@ def findings(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _best_at(metrics: dict[str, Any], target: float) -> str:
+def _best_at(metrics: dict[str, Any], target: float, retrained: bool) -> str:
     """Which allocator is best at a mean window, and whether it beats the uniform one."""
-    rows = {row["allocator"]: row for row in metrics["rows"] if row["target"] == target}
+    rows = {row["allocator"]: row for row in metrics["rows"] if (row["target"], row["retrained"]) == (target, retrained)}
     best = max(rows.values(), key=lambda row: row["accuracy"])
-    text = f"Mean window {target:g}: {best['allocator']} is best with {best['accuracy']:.2f} %"
+    text = f"Mean window {target:g}{', retrained' if retrained else ''}: {best['allocator']} is best with {best['accuracy']:.2f} %"
     if "uniform" not in rows or best["allocator"] == "uniform":
         return text + "."
     verdict = "significant" if best["p_value"] < 0.05 else "not significant"
@@ -95,9 +108,11 @@ def _verdict(differences: list[float]) -> str:
 
 def note(metrics: dict[str, Any]) -> str:
     """How to read the table."""
+    if is_ablation(metrics):
+        return ablation_report.note(metrics)
     if is_conversion(metrics):
         return (
-            f"{metrics['samples']} test images, ANN {metrics['ann_accuracy']:.2f} %; {metrics['semantics']['firing']} firing; nothing retrained, "
+            f"{metrics['samples']} test images, ANN {metrics['ann_accuracy']:.2f} %; {metrics['semantics']['firing']} firing; "
             "thresholds and windows from training images. p: McNemar's exact test against the uniform windows of equal mean, on the same images."
         )
     seed = next(iter(metrics["seeds"].values()))["full"]
@@ -115,14 +130,18 @@ def write_report(folder: Path) -> Path:
     experiment, _ = open_run(folder)
     metrics = read_metrics(folder)
     shown = []
-    for name, (title, draw, content, caption) in _pictures(metrics, folder).items():
+    for name, (title, draw, content, caption) in (_pictures(metrics, folder) | _vulnerability(folder)).items():
         write_atomically(folder / "figures" / f"{name}.png", figures.to_png(draw(content)))
-        shown.append({"title": title, "svg": figures.to_svg(draw(content)), "caption": caption})
+        if name != "raster":  # the page has one to step through
+            shown.append({"title": title, "svg": figures.to_svg(draw(content)), "caption": caption})
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(resources.files("teas.study").joinpath("report.html.j2").read_text())
+    environment.policies["json.dumps_kwargs"] = {}  # layers stay in their order
+    source = resources.files("teas.study")
+    template = environment.from_string(source.joinpath("report.html.j2").read_text())
     page = template.render(
         experiment=experiment, findings=findings(metrics), header=header(metrics), rows=table_rows(metrics), note=note(metrics), figures=shown,
-        regimes=list(REGIMES), energy_rows=_energy_rows(metrics), environment=(folder / "environment.json").read_text(),
+        data=page_data(folder, metrics), script=source.joinpath("report.js").read_text(), energy_tables=energy_tables(metrics),
+        environment=(folder / "environment.json").read_text(),
         config=json.dumps(json.loads((folder / "config.json").read_text())["experiment"], indent=1),
     )  # fmt: skip
     write_atomically(folder / "report.html", page)
@@ -131,11 +150,13 @@ def write_report(folder: Path) -> Path:
 
 def _pictures(metrics: dict[str, Any], folder: Path) -> dict[str, tuple[str, Any, Any, str]]:
     """Per picture: title, how it is drawn, from what, and its caption."""
+    if is_ablation(metrics):
+        return ablation_report.pictures(metrics)
     if is_conversion(metrics):
         return {
             "tradeoff": (
-                "Accuracy against mean window, nothing retrained", figures.conversion_tradeoff, metrics,
-                "The same converted network at windows of equal mean, on test images.",
+                "Accuracy against mean window", figures.conversion_tradeoff, metrics,
+                "Lines: the same converted network at windows of equal mean. Single points: after retraining at these windows. On test images.",
             ),
             "damage": (
                 "Activity and measured damage", figures.activity_and_damage, metrics,
@@ -153,6 +174,10 @@ def _pictures(metrics: dict[str, Any], folder: Path) -> dict[str, tuple[str, Any
             "Curves: the trained network's windows swapped at inference, nothing retrained, on held-out training data, first seed. "
             "Points: after retraining, on test data, all seeds.",
         ),
+        "epochs": (
+            "Windows over epochs", figures_training.windows_over_epochs, metrics,
+            "Time window of each layer while the adaptive network retrains: shrinking first, then frozen. First seed.",
+        ),
         "raster": (
             "One image through the layers", figures.spike_raster, raster,
             f"First test image (a {raster['label']}, taken for a {raster['prediction']}): every layer runs its own window.",
@@ -160,8 +185,17 @@ def _pictures(metrics: dict[str, Any], folder: Path) -> dict[str, tuple[str, Any
     }  # fmt: skip
 
 
-def _energy_rows(metrics: dict[str, Any]) -> list[list[str]]:
-    if is_conversion(metrics):
-        return []
-    rows = [[arm, *(f"{found['energy'][regime][0]:.1f}" for regime in REGIMES)] for arm, found in metrics["arms"].items()]
-    return [*rows, ["ANN of the same shape", *(f"{metrics['arms']['full']['ann_energy'][regime][0]:.1f}" for regime in REGIMES)]]
+def _vulnerability(folder: Path) -> dict[str, tuple[str, Any, Any, str]]:
+    """Pictures of the run's profile, where `teas profile` measured one."""
+    path = folder / "profile.json"
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    lines = profile.findings(found)[1:]
+    return {
+        f"vulnerability_{kind}": (
+            f"Activity and vulnerability: {'one layer shortened' if kind == 'shortened' else f'{kind} noise on one layer'}",
+            functools.partial(figures.activity_and_accuracy, kind=kind), found, line,
+        )
+        for kind, line in zip(found["vulnerability"], lines, strict=True)
+    }  # fmt: skip

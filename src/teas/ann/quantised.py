@@ -1,0 +1,81 @@
+"""Quantised activations with learned thresholds: an ANN trained with them is a two-phase spiking network, window for window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from teas.errors import TeasError
+from teas.spiking.time_windows import TimeWindows
+
+
+class _Quantise(torch.autograd.Function):
+    """`q = clip(floor(v0 + T·u), 0, T) / T` of a current in thresholds, `u = x/θ`, as `θ·q`; straight through the rounding.
+
+    Its gradient is `[0 < u < 1]` for the current, and `q - u·[0 < u < 1]` for `θ`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, threshold: Tensor, window: int, v0: float) -> Tensor:
+        if window > 16:
+            current = current.float()  # 16 bits would blur the borders between so many levels
+        relative = current * threshold.reciprocal().to(current.dtype)
+        level = (relative * window).add_(v0).floor_().clamp_(0, window).div_(window)
+        ctx.save_for_backward(relative, level)
+        ctx.shape, ctx.window = threshold.shape, window
+        return level * threshold.to(current.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        relative, level = ctx.saved_tensors
+        gradient = gradients[0].to(relative.dtype)
+        through = torch.ops.aten.hardtanh_backward(gradient, relative, 0.0, 1.0)
+        if not ctx.needs_input_grad[1]:
+            return through, None, None, None
+        shared = [axis for axis, size in enumerate(ctx.shape) if size == 1]
+        moved = (gradient * level).addcmul_(through, relative, value=-1).sum(shared, keepdim=True).float()
+        # Thousands of neurons share one θ; without this its steps would dwarf those of the weights (LSQ, ICLR 2020, section 2.2).
+        positions = relative[0].numel() / math.prod(ctx.shape)
+        return through, moved / math.sqrt(positions * ctx.window), None, None
+
+
+class QuantisedReLU(nn.Module):
+    """A clipped ReLU on a uniform grid: `θ/T · clip(floor(v0 + T·x/θ), 0, T)`, what `T` steps of two-phase firing make of a current `x`.
+
+    threshold: `θ > 0`, learned; a number, or one per channel (axis 1 of `[batch, channel, *position]`). window: `T`. v0: in thresholds.
+    Gradients go straight through the rounding (QCFS, ICLR 2022; for `θ` as in LSQ, ICLR 2020).
+    """
+
+    def __init__(self, threshold: Tensor, window: int, v0: float = 0.5):
+        super().__init__()
+        if threshold.dim() > 1 or not bool((threshold > 0).all()):
+            raise TeasError(f"thresholds must be positive, one number or one per channel; got shape {tuple(threshold.shape)}, smallest {threshold.min():g}")
+        self.threshold = nn.Parameter(threshold.detach().clone())
+        self.window, self.v0 = window, v0
+
+    def forward(self, current: Tensor) -> Tensor:
+        # A step of the optimiser may carry θ to 0 or below, where there is no quantiser.
+        threshold = self.threshold.clamp_min(1e-6).view(1, -1, *[1] * (current.dim() - 2))
+        quantised: Tensor = _Quantise.apply(current, threshold, self.window, self.v0)
+        return quantised
+
+    def extra_repr(self) -> str:
+        return f"window={self.window}, v0={self.v0:g}, thresholds={self.threshold.numel()}"
+
+
+def quantised_activations(ann: nn.Module) -> dict[str, QuantisedReLU]:
+    """The quantised activations of a network, by name."""
+    return {name: module for name, module in ann.named_modules() if isinstance(module, QuantisedReLU)}
+
+
+def set_windows(ann: nn.Module, windows: TimeWindows | Mapping[str, int]) -> None:
+    """Give the quantised activations of a network other windows, in place; raises `TeasError` where the layers are not the same."""
+    found = quantised_activations(ann)
+    steps = TimeWindows(dict(windows))
+    steps.validate(tuple(found))
+    for name, activation in found.items():
+        activation.window = steps[name]

@@ -1,0 +1,174 @@
+"""Training of ANNs, plain or with quantised activations: SGD, one cosine, 16-bit arithmetic where asked for, and a teacher where there is one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from teas.ann.quantised import quantised_activations
+from teas.errors import TeasError, check_choice
+from teas.files import write_atomically
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an ANN is trained: stochastic gradient descent with Nesterov momentum, a linear warm-up, then a cosine to zero.
+
+    warmup: share of the steps. smoothing: of the labels. distillation: weight of the teacher's answer in the loss, the rest is the labels'.
+    precision: `float32`, or `bfloat16` for faster arithmetic on the same 32-bit weights.
+    """
+
+    epochs: int = 30
+    rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.05
+    smoothing: float = 0.0
+    distillation: float = 0.0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, PRECISIONS)
+        if self.epochs < 1 or not 0 < self.rate < math.inf:
+            raise TeasError(f"a recipe needs at least one epoch and a positive rate; got epochs {self.epochs} and rate {self.rate}")
+        for name in ("warmup", "smoothing", "distillation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TeasError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+
+    def rate_at(self, progress: float) -> float:
+        """Learning rate after this share of all steps."""
+        if progress < self.warmup:
+            return self.rate * progress / self.warmup
+        return self.rate * (1 + math.cos(math.pi * (progress - self.warmup) / max(1 - self.warmup, 1e-9))) / 2
+
+
+@dataclass(frozen=True)
+class AnnEpoch:
+    """What one epoch did: mean loss, and training accuracy in percent."""
+
+    number: int
+    loss: float
+    accuracy: float
+
+
+def train(
+    model: nn.Module,
+    data: DataLoader[Any],
+    recipe: Recipe,
+    *,
+    teacher: nn.Module | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[AnnEpoch], None] = lambda _: None,
+    progress: Callable[[Iterable[Any], str], Iterable[Any]] = lambda batches, _: batches,
+) -> list[AnnEpoch]:
+    """Train an ANN in place on batches `(inputs [batch, *shape], labels [batch])`, and return what each epoch did.
+
+    teacher: a network whose softened answer (temperature 2) is learned too, at weight `recipe.distillation` (Hinton et al., 2015).
+    checkpoint: one file, written after each epoch; a training that finds its own there continues, to bit-identical weights on one CPU.
+    Raises `TeasError` where the loss or a weight is not finite (the checkpoint keeps the epoch before), or a teacher is asked for and missing.
+    """
+    if recipe.distillation and teacher is None:
+        raise TeasError(f"distillation is {recipe.distillation} but there is no teacher; give one, or set distillation to 0")
+    device = next(model.parameters()).device
+    optimizer = torch.optim.SGD(_groups(model, recipe.weight_decay), recipe.rate, recipe.momentum, nesterov=recipe.momentum > 0)
+    history = _restore(model, optimizer, checkpoint, recipe, seed) if checkpoint else []
+    model.to(memory_format=torch.channels_last)
+    for number in range(len(history), recipe.epochs):
+        torch.manual_seed(seed * 1_000_003 + number)  # each epoch draws its own numbers, so that a resumed run draws the same
+        if hasattr(data.sampler, "set_epoch"):
+            data.sampler.set_epoch(number)
+        batches = progress(data, f"epoch {number + 1}/{recipe.epochs}")
+        epoch = _run_epoch(model, optimizer, batches, len(data), recipe, teacher, number, device)
+        if not math.isfinite(epoch.loss) or not all(value.isfinite().all() for value in model.state_dict().values()):
+            raise TeasError(
+                f"the training diverged in epoch {number + 1} (loss {epoch.loss:g}, or weights that are not finite); lower the rate ({recipe.rate:g})"
+            )
+        history.append(epoch)
+        if checkpoint:
+            _save(model, optimizer, checkpoint, recipe, seed, history)
+        on_epoch(epoch)
+    return history
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights decay; thresholds do not, they would shrink until everything saturates."""
+    thresholds = {id(activation.threshold) for activation in quantised_activations(model).values()}
+    decayed = [p for p in model.parameters() if id(p) not in thresholds]
+    free = [p for p in model.parameters() if id(p) in thresholds]
+    return [{"params": decayed, "weight_decay": weight_decay}, *([{"params": free, "weight_decay": 0.0}] if free else [])]
+
+
+def _run_epoch(
+    model: nn.Module, optimizer: torch.optim.SGD, data: Iterable[Any], steps: int, recipe: Recipe, teacher: nn.Module | None, number: int, device: torch.device
+) -> AnnEpoch:
+    model.train()
+    loss_sum, right, seen = 0.0, 0, 0
+    for index, (inputs, labels) in enumerate(data):
+        inputs, labels = inputs.to(device).contiguous(memory_format=torch.channels_last if inputs.dim() == 4 else torch.contiguous_format), labels.to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate_at((number + index / steps) / recipe.epochs)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            logits = model(inputs)
+            answer = _answer(teacher, inputs) if teacher is not None and recipe.distillation else None
+        loss = _loss(logits.float(), labels, answer, recipe)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        loss_sum, right, seen = loss_sum + float(loss.detach()) * len(labels), right + int((logits.argmax(1) == labels).sum()), seen + len(labels)
+    if not seen:
+        raise TeasError("the training data is empty: no batch came from the loader")
+    return AnnEpoch(number, loss_sum / seen, 100 * right / seen)
+
+
+@torch.no_grad()
+def _answer(teacher: nn.Module, inputs: Tensor) -> Tensor:
+    found: Tensor = teacher(inputs)
+    return found.float()
+
+
+def _loss(logits: Tensor, labels: Tensor, answer: Tensor | None, recipe: Recipe, temperature: float = 2.0) -> Tensor:
+    truth = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
+    if answer is None:
+        return truth
+    softened = F.kl_div(F.log_softmax(logits / temperature, 1), F.log_softmax(answer / temperature, 1), reduction="batchmean", log_target=True)
+    return (1 - recipe.distillation) * truth + recipe.distillation * temperature**2 * softened
+
+
+def _save(model: nn.Module, optimizer: torch.optim.SGD, path: Path, recipe: Recipe, seed: int, history: list[AnnEpoch]) -> None:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in model.named_parameters() if optimizer.state[p]}
+    header = {"recipe": asdict(recipe), "seed": seed, "history": [asdict(epoch) for epoch in history]}
+    write_atomically(path, save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, metadata={"teas": json.dumps(header)}))
+
+
+def _restore(model: nn.Module, optimizer: torch.optim.SGD, path: Path, recipe: Recipe, seed: int) -> list[AnnEpoch]:
+    """Continue from a checkpoint of this training, if there is one."""
+    if not path.exists():
+        return []
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("teas", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TeasError(f"the checkpoint {path} can't be read: {error}; delete it to start again") from None
+    if header.get("recipe") != asdict(recipe) or header.get("seed") != seed:
+        raise TeasError(f"{path} was written with another recipe or seed; use another output folder, or the settings it was started with")
+    model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+    for name, parameter in model.named_parameters():
+        if f"momentum.{name}" in tensors:
+            optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter.device)
+    return [AnnEpoch(**epoch) for epoch in header["history"]]

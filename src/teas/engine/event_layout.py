@@ -1,0 +1,194 @@
+"""A layer for the event kernels: its terms as flat arrays, its neurons as rows of 16 channels, its arithmetic exact where it can be."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from teas.engine.event_plan import Shape, Term
+from teas.spiking.neuron import IF
+from teas.spiking.trace import Layer
+
+LANES = 16
+_BLOCK = 6144  # neurons that a block of rows may have, so that currents and potentials stay in the nearest cache
+_SIXTEEN, _THIRTY = 2**15, 2**30
+Floats = NDArray[np.float32]
+
+
+def padded(channels: int) -> int:
+    """Channels rounded up to whole vectors."""
+    return -(-channels // LANES) * LANES
+
+
+@dataclass(frozen=True)
+class Map:
+    """Neurons as `[row, column, channel]`, channels padded."""
+
+    shape: Shape  # as torch has it, without the batch
+    rows: int
+    columns: int
+    channels: int
+
+    @classmethod
+    def of(cls, shape: Shape) -> Map:
+        """Channels first, then what there is of positions; all but the last axis of these become rows."""
+        channels, *place = shape
+        columns = place[-1] if place else 1
+        return cls(shape, int(np.prod(place[:-1])) if len(place) > 1 else 1, columns, channels)
+
+    @functools.cached_property
+    def neurons(self) -> int:
+        """Neurons, padding left out."""
+        return self.rows * self.columns * self.channels
+
+    @functools.cached_property
+    def vectors(self) -> int:
+        """Vectors of 16 channels at a place."""
+        return padded(self.channels) // LANES
+
+    @functools.cached_property
+    def line(self) -> int:
+        """Words of 16 bits that a row takes at one step."""
+        return self.columns * self.vectors
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Neurons, padding included."""
+        return self.rows * self.line * LANES
+
+    def spread(self, values: Tensor, fill: float) -> Floats:
+        """Values `[*shape]`, or one per channel, as `[row, column, channel]` in float32."""
+        channels = values.to(torch.float32).expand(self.channels) if values.dim() < 2 and values.shape != self.shape else values.to(torch.float32)
+        places = channels.reshape(self.channels, -1)
+        places = places.expand(-1, self.rows * self.columns) if places.shape[1] == 1 else places
+        return F.pad(places.T, (0, padded(self.channels) - self.channels), value=fill).contiguous().view(-1).numpy()
+
+    def gather(self, values: NDArray[np.generic]) -> Tensor:
+        """The reverse: float32 `[*shape]`."""
+        found = torch.from_numpy(values[: self.size].astype(np.float32)).view(self.rows * self.columns, -1)
+        return found[:, : self.channels].T.reshape(self.shape)
+
+
+def _lowest_bit(values: Tensor) -> Tensor:
+    """Exponent of the largest power of two that divides each value; a large one for 0."""
+    mantissa, exponent = torch.frexp(values.double())
+    whole = (mantissa.abs() * 2**53).long()
+    return torch.where(whole == 0, 10_000, exponent - 53 + torch.log2((whole & -whole).double().clamp_min(1)).long())
+
+
+@dataclass
+class Numbers:
+    """Weights, drive and thresholds in the numbers that a layer computes with: float32, or integers where these hold every sum exactly.
+
+    Currents are 16-bit integers in units of `2^fine`, potentials 32-bit ones in units of `2^coarse` (coarser by `shift` bits), per channel.
+    """
+
+    integer: bool
+    fine: Tensor  # exponents per channel of the weights' unit
+    coarse: Tensor  # and of the potentials'
+
+    @classmethod
+    def choose(cls, terms: list[Term], bias: Tensor, theta: Tensor, v0: float, steps: int, allowed: bool) -> Numbers:
+        """Integers where 16 bits hold the current of one step and 32 the potentials of all steps and their sum at spikes."""
+        rows = torch.cat([term.weight.double().flatten(1) for term in terms], 1) if terms else torch.zeros(len(bias), 1).double()
+        fine = _lowest_bit(rows).amin(1)
+        fine = torch.where(fine == 10_000, 0, fine)
+        others = torch.stack([bias, theta, v0 * theta.double()], 1)
+        coarse = torch.minimum(fine, _lowest_bit(others).amin(1))
+        current = rows.abs().sum(1)
+        reach = steps * (current + bias.abs()) + (1 + abs(v0)) * theta
+        small = torch.ldexp(current, -fine) < _SIXTEEN
+        fits = torch.ldexp((steps + 1) * reach.double(), -coarse) < 2 * _THIRTY
+        return cls(allowed and bool((small & fits & (fine - coarse < 16)).all()), fine, coarse)
+
+
+@dataclass
+class Layout:
+    """One layer's arrays; all of it is constant while a network runs."""
+
+    layer: Layer
+    neurons: IF
+    map: Map
+    steps: int
+    terms: list[Term]
+    numbers: Numbers
+    drive: Tensor | None  # bias per channel; None where the analog input drives the layer
+    rows: NDArray[np.int64] = field(init=False)  # one row of integers a term, see event_kernels
+    weights: NDArray[np.generic] = field(init=False)
+    halo: tuple[int, int] = field(init=False)
+    block: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        tables, rows, at = [], [], 0
+        for term in self.terms:
+            table, row = self._table(term)
+            row[14] = at
+            tables.append(table.flatten())
+            rows.append(row)
+            at += table.numel()
+        kind = torch.int16 if self.numbers.integer else torch.float32
+        self.weights = torch.cat([*tables, torch.zeros(LANES)]).to(kind).numpy()
+        self.rows = np.array(rows, np.int64).reshape(len(rows), 17)
+        run = max([1, *(row[12] for row in rows)])
+        right = max([0, *((row[2] - 1 + row[10]) // row[8] - (self.map.columns - 1) for row in rows)])
+        self.halo = (run - 1, right)
+        self.block = max(1, min(self.map.rows, _BLOCK // (self.map.line * LANES)))
+        theta = self.neurons.threshold_for(torch.empty(1, *self.map.shape)).detach()
+        theta = theta.reshape(-1)
+        self.theta_real = self.map.spread(theta, 1.0)
+        one_row = Map((self.map.channels, 1, self.map.columns), 1, self.map.columns, self.map.channels)
+        self.unit = self.map.spread(torch.exp2(self.numbers.coarse.float()), 1.0)
+        self.theta = self._potentials(one_row, theta, _THIRTY if self.numbers.integer else float("inf"))
+        self.start = self._potentials(self.map, self.neurons.v0 * theta, 0.0)
+        self.shift = one_row.spread((self.numbers.fine - self.numbers.coarse).float(), 0.0).astype(np.int32)
+        if self.drive is not None:
+            self.drive_row = self._potentials(one_row, self.drive, 0.0)
+
+    def _potentials(self, place: Map, values: Tensor, fill: float) -> NDArray[np.generic]:
+        values = values.double().expand(self.map.channels)
+        if not self.numbers.integer:
+            return place.spread(values, fill)
+        scaled = place.spread(torch.zeros(()), 0).astype(np.int32)
+        wide = torch.ldexp(values, -self.numbers.coarse).long()
+        channels = scaled.reshape(-1, padded(self.map.channels))
+        channels[:, : self.map.channels] = wide.numpy()
+        channels[:, self.map.channels :] = int(fill)
+        return scaled
+
+    def _table(self, term: Term) -> tuple[Tensor, list[int]]:
+        """Weights as `[row of the run, phase, channel, run]`, and the integers that describe the term."""
+        weight = term.weight
+        if self.numbers.integer:
+            weight = torch.ldexp(weight.double(), -self.numbers.fine.view(-1, 1, 1, 1)).round()
+        channels, rows, columns = term.shape
+        outs, width = padded(len(weight)), padded(channels)
+        if term.flat:  # a row of the source is one place with columns·channels channels
+            lines = F.pad(weight.permute(2, 3, 1, 0), (0, outs - len(weight), 0, width - channels)).flatten(1, 2)
+            table = lines.flip(0).unsqueeze(1)  # [row, 1, columns·channels, out]
+            words, kernel, stride, padding, run = columns * width // LANES, (rows, 1), (1, 1), (0, 0), (rows, 1)
+            columns = 1
+        else:
+            kernel, stride, padding = (weight.shape[2], weight.shape[3]), term.stride, term.padding
+            run = tuple(-(-k // s) for k, s in zip(kernel, stride, strict=True))  # type: ignore[assignment]
+            full = weight.new_zeros(outs, width, run[0] * stride[0], run[1] * stride[1])
+            full[: len(weight), :channels, : kernel[0], : kernel[1]] = weight
+            split = full.view(outs, width, run[0], stride[0], run[1], stride[1]).flip(2, 4)
+            table = split.permute(2, 3, 5, 1, 4, 0).flatten(1, 2).flatten(3)
+            words = width // LANES
+        phases = table.shape[1] * table.shape[2]
+        if phases > 2**16:
+            raise OverflowError(f"{phases} rows of weights")
+        described = [0, rows, columns, words, 0, *kernel, *stride, *padding, *run, phases * table.shape[3], 0, 0, 0]
+        return table, described
+
+
+def max_pooled_shape(shape: Shape, pool: nn.MaxPool2d) -> Shape:
+    """The map after max pooling, `(channel, row, column)`."""
+    found = pool(torch.zeros(1, 1, *shape[1:])).shape
+    return (shape[0], found[2], found[3])

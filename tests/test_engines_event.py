@@ -1,0 +1,204 @@
+"""The event engine: the same trains as the reference, whatever their layout, code and windows, and nothing that grows with them."""
+
+import dataclasses
+import importlib.util
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import teas
+from conformance import CASES, build, check, check_all
+from teas.engine import event as event_module
+from teas.engine import event_layout as layout_module
+from teas.engine.event import EventEngine
+from teas.engine.int8 import quantise
+from test_engines import flip_rate, small_resnet
+from test_oracle import FIRST_SPIKE, RATE, network_of, networks
+
+event_run = pytest.importorskip("teas.engine.event_run", reason="numba is not installed (the extra 'event')")
+CPU = torch.device("cpu")
+INTEGERS, FLOATS = EventEngine(), EventEngine("event_float", integers=False)
+ENGINES = pytest.mark.parametrize("engine", [INTEGERS, FLOATS], ids=lambda e: e.name)
+RETIMINGS = [("first", "firing_potential"), ("first", "residual"), ("even", "linear"), ("even", "firing_potential")]
+
+
+@ENGINES
+@pytest.mark.parametrize("case", CASES)
+def test_event_engine_conforms(engine, case):
+    check_all(engine, [case], firing="immediate")
+
+
+@ENGINES
+@pytest.mark.parametrize(("layout", "transform"), RETIMINGS)
+def test_every_retimed_train_conforms(engine, layout, transform):
+    cases = [case for case, (_, windows) in CASES.items() if len(set(windows)) > 1]
+    assert len(cases) > 8
+    check_all(engine, cases, firing="immediate", layout=layout, transform=transform)
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), options=st.sampled_from(RATE + FIRST_SPIKE))
+def test_random_graphs_conform(data, options):
+    """Any reset, leak, code and encoding; sums of several sources, concatenated or not."""
+    layers, samples = data.draw(networks("immediate"))
+    network = network_of(layers, options).eval()
+    if any(network.neurons(layer).reset_by != 1 for layer in network.spiking_layers):
+        assert "reset_by" in INTEGERS.why_not(network, torch.device("cpu"))[0]
+        return
+    check(INTEGERS, network, torch.tensor([[float(x) for x in sample] for sample in samples]))
+
+
+def test_most_cases_run_on_events():
+    """Only what is no sum of maps of trains runs on dense currents, and says so."""
+    dense = {}
+    for case in CASES:
+        network, inputs = build(case, firing="immediate")
+        for reason in INTEGERS.plan(network, inputs[:1], "nothing").dense.values():
+            dense[case] = reason
+    assert set(dense) == {"circular padding", "same padding", "view and sum", "viewed", "pooling, ceil", "pooling of averages"}
+    assert "padding 'circular'" in dense["circular padding"]
+    assert "rounds sizes up" in dense["pooling, ceil"]
+
+
+def test_integers_where_they_hold_every_sum():
+    network, inputs = build("residual", firing="immediate")
+    assert [layout.numbers.integer for layout in INTEGERS.plan(network, inputs[:1], "nothing").layouts.values()] == [False, True, True]
+    assert not any(layout.numbers.integer for layout in FLOATS.plan(network, inputs[:1], "nothing").layouts.values())
+    real, images = immediate(small_resnet(8))
+    assert not any(layout.numbers.integer for layout in INTEGERS.plan(real, images[:1], "nothing").layouts.values())
+    fine = [layout.numbers.integer for layout in INTEGERS.plan(quantise(real), images[:1], "nothing").layouts.values()]
+    assert fine == [False, *[True] * 6]
+    long = quantise(real.with_windows(60_000))
+    assert not any(layout.numbers.integer for layout in INTEGERS.plan(long, images[:1], "nothing").layouts.values())
+
+
+def immediate(found, **semantics):
+    network, inputs = found
+    return teas.SpikingNetwork(network.module, network.windows, **semantics).eval(), inputs[:4]
+
+
+@pytest.mark.parametrize("layout", ["first", "even"])
+def test_nothing_flips_on_quantised_weights(layout):
+    network, inputs = immediate(small_resnet(16), layout=layout)
+    network = quantise(network)
+    for index, windows in enumerate(([16], [16, 15, 17])):
+        network.windows = {name: windows[number % len(windows)] for number, name in enumerate(network.spiking_layers)}
+        assert flip_rate(INTEGERS, network, inputs) == 0, index
+
+
+@pytest.mark.parametrize("layout", ["first", "even"])
+def test_flips_are_rare_on_real_weights(layout):
+    network, inputs = immediate(small_resnet(16), layout=layout)
+    assert flip_rate(FLOATS, network, inputs) <= 1e-3
+
+
+def test_threads_share_the_work():
+    network, inputs = build("residual, unequal", firing="immediate")
+    many = torch.cat([inputs] * 4)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(INTEGERS.prepare(network)(many))
+    finally:
+        torch.set_num_threads(before)
+    for layer, record in found[0].record.items():
+        assert torch.equal(record.count, found[1].record[layer].count)
+        assert torch.equal(record.residual, found[1].record[layer].residual)
+
+
+def test_trains_take_one_bit_a_step_and_share_memory():
+    network, inputs = build("residual, added twice", firing="immediate")
+    places = [layout.map for layout in INTEGERS.plan(network, inputs[:1], "nothing").layouts.values()]
+    sizes = {steps: INTEGERS.plan(network.with_windows(steps), inputs[:1], "nothing").size for steps in (8, 256)}
+    assert sizes[256] <= 32 * sizes[8]
+    assert sizes[8] < 8 * (3 * sum(place.rows * place.line for place in places))
+
+
+def test_reasons():
+    network, _ = build("odd sizes")
+    assert any("needs firing 'immediate'" in reason for reason in INTEGERS.why_not(network, CPU))
+    network, _ = build("odd sizes", firing="immediate")
+    assert INTEGERS.why_not(network, CPU) == []
+    assert any("on the CPU only" in reason for reason in INTEGERS.why_not(network, torch.device("cuda")))
+    assert any("longest window is 70000" in reason for reason in INTEGERS.why_not(network.with_windows(70_000), CPU))
+
+
+def test_without_numba_there_is_a_reason(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    network, _ = build("odd sizes", firing="immediate")
+    assert any("pip install 'teas[event]'" in reason for reason in INTEGERS.why_not(network, CPU))
+
+
+def strict_threshold(monkeypatch):  # `>` for `>=`: a tie no longer fires
+    real = layout_module.Layout._potentials
+
+    def above(self, place, values, fill):
+        theta = bool(fill)
+        return real(self, place, values + (2.0**-10 if theta else 0), fill)
+
+    monkeypatch.setattr(layout_module.Layout, "_potentials", above)
+
+
+def no_initial_potential(monkeypatch):
+    real = event_run.Worker.__init__
+
+    def empty(self, plan):
+        for layout in plan.layouts.values():
+            layout.start[:] = 0
+        real(self, plan)
+
+    monkeypatch.setattr(event_run.Worker, "__init__", empty)
+
+
+def no_bias(monkeypatch):
+    real = event_module.terms_of
+    monkeypatch.setattr(event_module, "terms_of", lambda *arguments: (real(*arguments)[0], None))
+
+
+def mirrored_kernels(monkeypatch):
+    real = layout_module.Layout._table
+    monkeypatch.setattr(layout_module.Layout, "_table", lambda self, term: real(self, dataclasses.replace(term, weight=term.weight.flip(-1))))
+
+
+def branch_forgotten(monkeypatch):
+    real = event_module.terms_of
+    monkeypatch.setattr(event_module, "terms_of", lambda *arguments: (real(*arguments)[0][:1], real(*arguments)[1]))
+
+
+def trains_overlap(monkeypatch):  # a train is overwritten while others still read it
+    real = event_run.Plan.__post_init__
+
+    def pack(self):
+        real(self)
+        self.trains = dict.fromkeys(self.trains, 0)
+
+    monkeypatch.setattr(event_run.Plan, "__post_init__", pack)
+
+
+def windows_ignored(monkeypatch):  # counts of another window taken as they are
+    monkeypatch.setattr(event_run.Worker, "_retime", lambda self, source, steps: self.retimed.__setitem__(
+        slice(self.plan.layouts[source].map.size), self.counts[source][: self.plan.layouts[source].map.size].clip(0, steps)))  # fmt: skip
+
+
+def currents_never_end(monkeypatch):  # what a train adds at one step stays
+    real = event_run.kernels.run_plain
+    monkeypatch.setattr(event_run.kernels, "run_plain", lambda *a: real(*a[:8], True, *a[9:]))
+    sums = event_run.kernels.run_sums
+    monkeypatch.setattr(event_run.kernels, "run_sums", lambda *a: sums(*a[:8], True, *a[9:]))
+
+
+FAULTS = [
+    strict_threshold, no_initial_potential, no_bias, mirrored_kernels, branch_forgotten, trains_overlap, windows_ignored, currents_never_end,
+]  # fmt: skip
+
+
+@ENGINES
+@pytest.mark.parametrize("fault", FAULTS)
+def test_broken_event_engines_fail(engine, fault, monkeypatch):
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_all(engine, CASES, firing="immediate")
