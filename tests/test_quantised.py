@@ -138,6 +138,18 @@ def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path):
         train(student(), samples(), recipe, teacher=teacher, seed=3, checkpoint=tmp_path / "half.safetensors")
 
 
+def test_compiled_training_computes_the_same(monkeypatch):
+    plain, compiled, teacher = student(), student(), Net().eval()
+    history = train(plain, samples(), Recipe(epochs=2, rate=0.05, distillation=0.5), teacher=teacher, seed=3)
+    found = train(compiled, samples(), Recipe(epochs=2, rate=0.05, distillation=0.5, compiled=True), teacher=teacher, seed=3)
+    assert [epoch.loss for epoch in found] == pytest.approx([epoch.loss for epoch in history], rel=1e-4)
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(value, compiled.state_dict()[name], rtol=1e-3, atol=1e-4), name
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(teas.TeasError, match="C\\+\\+ compiler"):
+        train(student(), samples(), Recipe(compiled=True))
+
+
 def test_sixteen_bits_learn_too():
     net = student()
     history = train(net, samples(), Recipe(epochs=6, rate=0.05, precision="bfloat16"))

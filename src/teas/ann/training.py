@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,6 +88,8 @@ def train(
     """
     if recipe.distillation and teacher is None:
         raise TeasError(f"distillation is {recipe.distillation} but there is no teacher; give one, or set distillation to 0")
+    if recipe.compiled and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        raise TeasError("the recipe's `compiled` needs a C++ compiler, and none of c++, g++, clang++ is on the path; install one, or set it to false")
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(_groups(model, recipe.weight_decay), recipe.rate, recipe.momentum, nesterov=recipe.momentum > 0)
     history = _restore(model, optimizer, checkpoint, recipe, seed) if checkpoint else []

@@ -56,7 +56,7 @@ function tradeoff(found) {
   let front = [], rings = null, at = null;
 
   function redraw() {
-    const cost = axis.value, font = fontSize(), [w, h, left, top, bottom, right] = [720, 330, 4 * font, 12, 3.4 * font, 14];
+    const cost = axis.value, font = fontSize(), [w, h, left, top, bottom, right] = [720, 330, 4 * font, 12, 3.4 * font, 1.6 * font];
     plot.replaceChildren();
     const xs = points.map((point) => Math.log(costOf(point, cost))), ys = points.map((point) => point.accuracy);
     const [x0, x1, y1] = [Math.min(...xs) - 0.05, Math.max(...xs) + 0.05, Math.min(100, Math.max(...ys) + 0.4)];
