@@ -137,6 +137,21 @@ def test_retraining_from_an_untrained_ann_to_a_network_that_evaluates_again(tmp_
     assert not any("loss" in line for line in again)
 
 
+def test_immediate_firing_is_retrained_through_time(tmp_path):
+    small_cifar(tmp_path)
+    recipe = "{epochs = 1, rate = 0.01}"
+    changes = ("conversion.means=[]", "conversion.weights=''", f"conversion.pretraining={recipe}", "conversion.firing=immediate",
+               "retraining.means=[2]", "retraining.allocators=['damage']", f"retraining.recipe={recipe}")  # fmt: skip
+    with pytest.raises(teas.TeasError, match="through_time to some epochs"):
+        config.parse(TEXT, "test", changes)
+    said = []
+    metrics = run(config.parse(TEXT, "test", (*changes, "retraining.through_time=1")), tmp_path / "out", data_folder=tmp_path, hooks=Hooks(say=said.append))
+    assert any(line.startswith("  damage-2 through time   1  loss") for line in said)
+    network, data, _ = load_run(tmp_path / "out")
+    assert network.semantics.firing == "immediate"
+    assert evaluate(network, datasets.loader(data.test, 20)).accuracy == metrics["rows"][0]["accuracy"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

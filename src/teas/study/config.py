@@ -188,13 +188,22 @@ class ConversionConfig:
 
 @dataclass(frozen=True)
 class RetrainingConfig:
-    """Converted networks to retrain with their windows in the loop: at which mean windows, allocated how, and by which recipe."""
+    """Converted networks to retrain with their windows in the loop: at which mean windows, allocated how, and by which recipe.
+
+    The recipe trains quantised activations, which is two-phase firing. through_time: epochs after it, step by step under the conversion's own
+    firing, layout and transform (STBP, Eqs. 4 and 5), which immediate firing needs; through_time_rate: their learning rate.
+    """
 
     means: tuple[float, ...] = (4,)
     allocators: tuple[str, ...] = ("uniform", "damage")
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=20, rate=0.03, weight_decay=1e-4, distillation=0.5))
+    through_time: int = 0
+    through_time_rate: float = 1e-4
 
     def __post_init__(self) -> None:
+        check_positive("retraining.through_time_rate", self.through_time_rate)
+        if self.through_time < 0:
+            raise TeasError(f"retraining.through_time is {self.through_time}; it is a number of epochs, 0 for none")
         for allocator in self.allocators:
             check_choice("an allocator of retraining", allocator, ALLOCATORS)
         for mean in self.means:
@@ -246,8 +255,11 @@ class Experiment:
             raise TeasError("an ablation is of a directly trained network; leave out the table [ablation] or [conversion]")
         if self.retraining and not self.conversion:
             raise TeasError("retraining is for converted networks: add a table [conversion]")
-        if self.retraining and self.conversion and self.conversion.firing != "two_phase":
-            raise TeasError(f"retraining quantises the activations as two_phase firing does; conversion.firing is {self.conversion.firing!r}")
+        if self.retraining and self.conversion and self.conversion.firing != "two_phase" and not self.retraining.through_time:
+            raise TeasError(
+                f"conversion.firing is {self.conversion.firing!r}, but the recipe of a retraining quantises activations as two_phase firing does; "
+                "set retraining.through_time to some epochs of training step by step"
+            )
         if self.windows.mean > self.training.window:
             raise TeasError(f"windows.mean {self.windows.mean:g} is above training.window {self.training.window}; windows only shrink")
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from scipy import stats
 from torch import Tensor, nn
 
 from teas.adapt import allocation
 from teas.adapt.activity import measure_activity
+from teas.adapt.training import Stage, run_stage
 from teas.adapt.vulnerability import measure_damage
 from teas.ann.convert import Conversion, convert
 from teas.ann.networks import build_ann
@@ -196,14 +198,21 @@ def measure(
 def retrain(
     found: Comparison, config: RetrainingConfig, windows: TimeWindows, name: str, batch: int, data: datasets.Data, folder: Path, hooks: Hooks
 ) -> SpikingNetwork:
-    """The network at these windows after training with them in the loop, the ANN as the teacher."""
+    """The network at these windows after training with them in the loop, the ANN as the teacher; then through time, where asked for."""
     student = found.conversion.trainable(windows)
     batches = datasets.loader(data.train, batch, shuffle_seed=found.seed)
     train(
         student, batches, config.recipe, teacher=found.ann, seed=found.seed, checkpoint=folder / "checkpoints" / f"{name}.safetensors", progress=hooks.progress,
         on_epoch=lambda epoch: hooks.say(f"  {name} {epoch.number + 1:3d}  loss {epoch.loss:.4f}  train {epoch.accuracy:6.2f} %"),
     )  # fmt: skip
-    return convert(student.eval(), found.calibration).at(windows, **found.semantics)
+    network = convert(student.eval(), found.calibration).at(windows, **found.semantics)
+    if config.through_time:
+        run_stage(
+            network, batches, Stage("through_time", config.through_time, config.through_time_rate), accelerator=Accelerator(),
+            checkpoint=folder / "checkpoints" / f"{name}-through-time", progress=hooks.progress,
+            on_epoch=lambda epoch: hooks.say(f"  {name} through time {epoch.number + 1:3d}  loss {epoch.loss:.4f}  train {epoch.accuracy:6.2f} %"),
+        )  # fmt: skip
+    return network.eval()
 
 
 def _rows(
