@@ -54,10 +54,8 @@ def windows_and_accuracy_by_layer(metrics: dict[str, Any]) -> Figure:
     above.set(ylabel="time window (steps)")
     title = f"test accuracy of each network at its windows, {len(metrics['seeds'])} seed(s)"
     above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False, title=title, title_fontsize=8, alignment="left")
-    below.axhline(found["full_validation"], color="black", ls=":", lw=1)
-    below.annotate(
-        f"before retraining, every layer at {metrics['window']} steps", (0, found["full_validation"]), xytext=(0, 5), textcoords="offset points", fontsize=8
-    )
+    dotted = below.axhline(found["full_validation"], color="black", ls=":", lw=1, label=f"before retraining, every layer at {metrics['window']} steps")
+    below.legend(handles=[dotted], loc="lower left", fontsize=8, frameon=False)
     below.set(
         ylabel="accuracy on held-out images (%)", xticks=range(len(layers)), xlabel="layers up to this one at their windows, the others at the full window"
     )
