@@ -175,7 +175,8 @@ def skeleton(config: ConversionConfig, shape: tuple[int, ...], classes: int) -> 
     ann = build_ann(config.architecture, config.classes or classes).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # conversion warns of what it finds in random weights
-        return convert(ann, [torch.zeros(1, *shape)], threshold="maximum", per_channel=config.per_channel, v0=config.v0).at(1).module
+        found = convert(ann, [torch.zeros(1, *shape)], threshold="maximum", per_channel=config.per_channel, v0=config.v0)
+        return found.at(1, bias_correction=config.bias_correction).module
 
 
 def measure(

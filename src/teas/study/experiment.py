@@ -210,10 +210,15 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return content
 
 
+def holds_network(folder: Path, experiment: Experiment) -> bool:
+    """Whether a run folder holds one network: that of a training, of a retraining or of `teas adapt`; a comparison of conversions has none."""
+    return not experiment.conversion or bool(experiment.retraining) or (folder / "weights.safetensors").exists()
+
+
 def load_run(folder: Path, data_folder: Path | None = None) -> tuple[SpikingNetwork, datasets.Data, Experiment]:
     """The adapted network of a run with its data, read from where the run found them or from `data_folder`."""
     experiment, recorded = open_run(folder)
-    if experiment.conversion and not experiment.retraining:
+    if not holds_network(folder, experiment):
         raise TeasError(f"{folder} compares conversions and holds no single network to evaluate; its figures are in metrics.json")
     data = load_data(experiment, data_folder or recorded)
     converted = experiment.conversion
