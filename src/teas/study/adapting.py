@@ -75,8 +75,7 @@ def retrained(subject: Subject, cache: Cache, config: RetrainingConfig, hooks: H
     ready = Comparison(subject.ann, conversion, calibration, {}, {}, semantics, subject.experiment.seeds[0])
     for allocator, target, windows in candidates(subject, cache, config.allocators, config.means, hooks):
         if allocator in config.allocators:
-            name = f"{allocator}-{windows.mean:.4g}"
-            network = retrain(ready, config, windows, name, subject.experiment.data.batch, subject.data, subject.folder, hooks)
+            network = retrain(ready, config, windows, allocator, subject.experiment.data.batch, subject.data, subject.folder, hooks)
             point = {"allocator": f"{allocator}, retrained", "target": target, **_measured(subject, network, "held out")}
             hooks.say(f"  held out, retrained  mean {windows.mean:6.2f}  {point['accuracy']:.2f} %")
             yield point, network

@@ -23,6 +23,7 @@ from teas.study.tables import build, check_positive
 RANDOM = "random"  # as weights: none, only to try the road
 CONTROLS = ("uniform", "shuffled")
 ALLOCATORS = ("uniform", "damage", "activity", "activity_root", "shuffled")
+LEARNED = "learned"  # by gradient, from uniform windows: only while retraining
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,10 @@ class ConversionConfig:
 
 @dataclass(frozen=True)
 class RetrainingConfig:
-    """Converted networks to retrain with their windows in the loop: at which mean windows, allocated how, and by which recipe."""
+    """Converted networks to retrain with their windows in the loop: at which mean windows, allocated how (or `learned`), and by which recipe.
+
+    With `recipe.together` one network is trained for all of these windows.
+    """
 
     means: tuple[float, ...] = (4,)
     allocators: tuple[str, ...] = ("uniform", "damage")
@@ -196,7 +200,9 @@ class RetrainingConfig:
 
     def __post_init__(self) -> None:
         for allocator in self.allocators:
-            check_choice("an allocator of retraining", allocator, ALLOCATORS)
+            check_choice("an allocator of retraining", allocator, (*ALLOCATORS, LEARNED))
+        if LEARNED in self.allocators and (self.recipe.together or self.recipe.compiled):
+            raise TeasError("learned windows change while they are learned: leave recipe.together out and set recipe.compiled to false")
         for mean in self.means:
             if not mean >= 1:
                 raise TeasError(f"retraining.means has {mean}; every layer needs at least one step")
@@ -216,7 +222,7 @@ class Expectation:
     allocator: str = "damage"
 
     def __post_init__(self) -> None:
-        check_choice("expect.allocator", self.allocator, ALLOCATORS)
+        check_choice("expect.allocator", self.allocator, (*ALLOCATORS, LEARNED))
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def open_folder(experiment: Experiment, folder: Path, data_folder: Path | None, 
             raise TeasError(f"{folder} exists and is not a teas run folder; choose another one with --out")
         if not resume:
             raise TeasError(f"{folder} holds a run already; continue it with --resume, or choose another folder with --out")
-        if json.loads(marker.read_text())["experiment"] != json.loads(json.dumps(config)):
+        if open_run(folder)[0] != experiment:
             raise TeasError(f"{folder} was started with other settings; use the same experiment and --set, or choose another folder with --out")
     data = str(data_folder.resolve()) if data_folder else None
     write_atomically(marker, json.dumps({"mark": MARK, "experiment": config, "data_folder": data}, indent=1))
