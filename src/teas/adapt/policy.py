@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -154,7 +155,8 @@ def calibrate_policy(
     if not samples or any(found.shape != logits[0].shape for found in logits) or (labels is not None and labels.shape != (samples,)):
         shapes = ", ".join(str(tuple(found.shape)) for found in logits)
         raise TeasError(f"every stage needs the logits of the same samples, and labels one for each; got logits of shapes {shapes or 'none'}")
-    if len(logits) > 1 and error_bound(0, samples, confidence) > risk:
+    allowed = bisect_right(range(samples + 1), risk, key=lambda errors: error_bound(errors, samples, confidence)) - 1
+    if len(logits) > 1 and allowed < 0:
         least = math.ceil(math.log(1 - confidence) / math.log(1 - risk))
         raise TeasError(
             f"{samples} samples can't show a risk of {risk:g} at confidence {confidence:g}: that takes {least} without any error; give more samples"
@@ -166,21 +168,20 @@ def calibrate_policy(
     answers = torch.stack([found.argmax(1) for found in logits])
     errors = answers != answers[-1] if labels is None else (answers != labels) & (answers[-1] == labels)
 
-    def judged(threshold: float) -> Calibration:
+    def judged(threshold: float) -> tuple[Tensor, int]:
         sure = odds >= threshold
         sure[-1] = True
         stage = sure.int().argmax(0)  # the first stage that is sure
-        wrong = int(errors.gather(0, stage[None]).sum())
-        stopped = (stage.bincount(minlength=len(logits)).double() / samples).tolist()
-        return Calibration(Policy((threshold,) * len(scale), scale), wrong, samples, error_bound(wrong, samples, confidence), tuple(stopped))
+        return stage, int(errors.gather(0, stage[None]).sum())
 
-    best = judged(NEVER)
+    best, (stage, wrong) = NEVER, judged(NEVER)
     for threshold in GRID if scale else ():
-        found = judged(threshold)
-        if found.bound > risk:
+        found, more = judged(threshold)
+        if more > allowed:
             break
-        best = found
-    return best
+        best, stage, wrong = threshold, found, more
+    stopped = (stage.bincount(minlength=len(logits)).double() / samples).tolist()
+    return Calibration(Policy((best,) * len(scale), scale), wrong, samples, error_bound(wrong, samples, confidence), tuple(stopped))
 
 
 def _check_share(what: str, value: float) -> None:
