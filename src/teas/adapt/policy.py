@@ -17,8 +17,9 @@ from teas.errors import TeasError
 
 Stage = Callable[[Tensor], Any]
 NEVER = math.inf  # a threshold that no confidence reaches
-# Thresholds to try, surest first: log-odds of 30 (one error in 10^13) down to 0 (even odds). Fixed beforehand, as the test in sequence asks for.
-GRID = tuple(step / 10 for step in range(300, -1, -1))
+# Thresholds to try, surest first: log-odds of 30 (one error in 10^13) down to -7 (chance among a
+# thousand classes). Fixed beforehand, as the test in sequence asks for.
+GRID = tuple(step / 10 for step in range(300, -71, -1))
 
 
 def error_bound(errors: int, samples: int, confidence: float = 0.95) -> float:
