@@ -152,9 +152,27 @@ def test_immediate_firing_is_retrained_through_time(tmp_path):
     assert evaluate(network, datasets.loader(data.test, 20)).accuracy == metrics["rows"][0]["accuracy"]
 
 
+@pytest.mark.parametrize(("recipe", "allocators"), [("{epochs = 1, rate = 0.01, together = [1, 3]}", ["uniform"]), ("{epochs = 1, rate = 0.01}", ["learned"])])
+def test_one_network_for_many_windows_and_windows_that_are_learned(tmp_path, recipe, allocators):
+    small_cifar(tmp_path)
+    torch.manual_seed(0)
+    torch.save(CifarResNet(10).state_dict(), tmp_path / "ann.th")
+    small = ("conversion.calibration=20", "conversion.probe=20", "conversion.means=[]", "conversion.allocators=[]")
+    changes = (*small, "retraining.means=[3, 2]", f"retraining.allocators={allocators}", f"retraining.recipe={recipe}")
+    said = []
+    metrics = run(config.parse(TEXT, "test", changes), tmp_path / "out", data_folder=tmp_path, hooks=Hooks(say=said.append))
+    assert [(row["allocator"], row["target"]) for row in metrics["rows"]] == [(allocators[0], 3.0), (allocators[0], 2.0)]
+    assert [row["sum"] for row in metrics["rows"]] == [57, 38]
+    assert sum("loss" in line for line in said) == (1 if "together" in recipe else 2)
+    if "together" in recipe:
+        assert {path.name for path in (tmp_path / "out/checkpoints").iterdir()} == {"together.safetensors"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ("retraining.allocators=['learned']|retraining.recipe={compiled = true}", "set recipe.compiled to false"),
+        ("conversion.allocators=['learned']", "choose one of uniform"),
         ("retraining.allocators=['guess']", "uniform, damage"),
         ("retraining.means=[0]", "at least one step"),
         ("conversion.weights=''", "conversion.pretraining"),
@@ -166,4 +184,4 @@ def test_immediate_firing_is_retrained_through_time(tmp_path):
 )
 def test_bad_conversions_are_refused(change, message):
     with pytest.raises(teas.TeasError, match=message):
-        config.parse(TEXT, "test", (change,))
+        config.parse(TEXT, "test", tuple(change.split("|")))

@@ -3,11 +3,14 @@
 from teas._version import __version__
 from teas.adapt.activity import LayerActivity, measure_activity
 from teas.adapt.adapted import adapt
+from teas.adapt.policy import Calibration, Cascade, Policy, calibrate_policy, error_bound, fit_temperature
 from teas.adapt.schedule import Adjustment
 from teas.adapt.training import Stage, run_stage
 from teas.adapt.vulnerability import measure_damage
 from teas.ann.convert import Conversion, LayerReport, convert
 from teas.ann.folding import fold_batch_norms
+from teas.ann.learned_windows import WindowLearner
+from teas.ann.many_windows import recalibrate
 from teas.engine import choose_engine
 from teas.errors import TeasError
 from teas.exchange.events import bin_events
@@ -28,21 +31,28 @@ __all__ = [
     "IF",
     "LIF",
     "Adjustment",
+    "Calibration",
+    "Cascade",
     "Conversion",
     "LayerActivity",
     "LayerRecord",
     "LayerReport",
     "Output",
+    "Policy",
     "Semantics",
     "SpikingNetwork",
     "Stage",
     "TeasError",
     "TimeWindows",
+    "WindowLearner",
     "__version__",
     "adapt",
     "bin_events",
+    "calibrate_policy",
     "choose_engine",
     "convert",
+    "error_bound",
+    "fit_temperature",
     "fold_amplitudes",
     "fold_batch_norms",
     "from_nir",
@@ -53,6 +63,7 @@ __all__ = [
     "load_network",
     "measure_activity",
     "measure_damage",
+    "recalibrate",
     "run_stage",
     "save_network",
     "to_nir",

@@ -253,6 +253,41 @@ def explore(
 
 @app.command()
 @guarded
+def adapt(
+    path: Subject,
+    data: DataFolder = None,
+    max_loss: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 0.1,
+    minimise: Annotated[str, typer.Option(help="What is to be least: sum, mean or energy; also weighted, max, or a regime.")] = "sum",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the network [default: the run folder's name and -adapted].")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Find the cheapest windows that keep the accuracy, retrained where the TOML says so, and write the network to a folder for `teas evaluate`."""
+    from teas.study import adapting, explore
+
+    found, folder = adapting.run(path, data, max_loss=max_loss, minimise=minimise, out=out, hooks=_hooks())
+    _show_found(found, as_json, explore.table(found), explore.findings(found), [folder / name for name in adapting.FILES])
+
+
+@app.command()
+@guarded
+def cascade(
+    path: Subject,
+    data: DataFolder = None,
+    mean: Annotated[list[float] | None, typer.Option(help="Mean window of a stage, rising; may be repeated [default: 8 and 45].")] = None,
+    risk: Annotated[float, typer.Option(help="Extra errors against the last stage that may be made, in points.")] = 0.1,
+    confidence: Annotated[float, typer.Option(help="Probability with which the risk holds, over the draw of the calibration images.")] = 0.95,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for results [default: the run folder].")] = None,
+    as_json: JSON = False,
+) -> None:
+    """Decide image by image how many steps to spend, at a stated risk, and measure it beside its controls."""
+    from teas.study import cascade as cascades
+
+    found, folder = cascades.run(path, data, means=mean or [8, 45], risk=risk, confidence=confidence, out=out, hooks=_hooks())
+    _show_found(found, as_json, cascades.table(found), cascades.findings(found), [folder / "cascade.json"])
+
+
+@app.command()
+@guarded
 def reproduce(
     what: Annotated[str, typer.Argument(help="fig3, fig5, fig6, fig7, fig8a, fig8b, table2 or table3.")],
     data: DataFolder = None,

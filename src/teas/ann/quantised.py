@@ -43,12 +43,34 @@ class _Quantise(torch.autograd.Function):
         return through, moved / math.sqrt(positions * ctx.window), None, None
 
 
+class _Stepped(torch.autograd.Function):
+    """A quantised activation `a` as it is, with a gradient for its window: `∂a/∂T = (clip(x, 0, θ) - a) / T`, straight through the rounding.
+
+    Where the loss is smooth in `a`, that is the fall of its quantisation noise: `E[H·(a - x)²]/2 ∝ T^-2` has this derivative, while finite differences
+    of `a` itself compare the noise of two grids, which has little in common.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, quantised: Tensor, current: Tensor, threshold: Tensor, steps: Tensor, window: int) -> Tensor:
+        clipped = torch.minimum(current, threshold.to(current.dtype)).clamp_min_(0)
+        ctx.save_for_backward((clipped - quantised).div_(window))
+        return quantised.view_as(quantised)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, Tensor, None]:
+        return gradients[0], None, None, (gradients[0] * ctx.saved_tensors[0]).float().sum(), None
+
+
 class QuantisedReLU(nn.Module):
     """A clipped ReLU on a uniform grid: `θ/T · clip(floor(v0 + T·x/θ), 0, T)`, what `T` steps of two-phase firing make of a current `x`.
 
     threshold: `θ > 0`, learned; a number, or one per channel (axis 1 of `[batch, channel, *position]`). window: `T`. v0: in thresholds.
     Gradients go straight through the rounding (QCFS, ICLR 2022; for `θ` as in LSQ, ICLR 2020).
+    steps: None, or a number near `T` that gets a gradient while the window is learned (see `WindowLearner`), `gain` what is remembered of it.
     """
+
+    steps: nn.Parameter | None
+    gain: Tensor | None
 
     def __init__(self, threshold: Tensor, window: int, v0: float = 0.5):
         super().__init__()
@@ -56,11 +78,25 @@ class QuantisedReLU(nn.Module):
             raise TeasError(f"thresholds must be positive, one number or one per channel; got shape {tuple(threshold.shape)}, smallest {threshold.min():g}")
         self.threshold = nn.Parameter(threshold.detach().clone())
         self.window, self.v0 = window, v0
+        self.register_parameter("steps", None)
+        self.register_buffer("gain", None)
+
+    def learn_steps(self) -> tuple[nn.Parameter, Tensor]:
+        """Begin to learn the window: the parameter `steps`, at the window, and `gain`, at 0."""
+        where = self.threshold.device
+        self.steps, self.gain = nn.Parameter(torch.tensor(float(self.window), device=where)), torch.zeros((), device=where)
+        return self.steps, self.gain
+
+    def forget_steps(self) -> None:
+        """Learn the window no more."""
+        self.steps, self.gain = None, None
 
     def forward(self, current: Tensor) -> Tensor:
         # A step of the optimiser may carry θ to 0 or below, where there is no quantiser.
         threshold = self.threshold.clamp_min(1e-6).view(1, -1, *[1] * (current.dim() - 2))
         quantised: Tensor = _Quantise.apply(current, threshold, self.window, self.v0)
+        if self.steps is not None and self.training:
+            quantised = _Stepped.apply(quantised, current.detach(), threshold.detach(), self.steps, self.window)
         return quantised
 
     def extra_repr(self) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from teas.ann.quantised import quantised_activations
+from teas.ann.learned_windows import WindowLearner
+from teas.ann.many_windows import sandwich
+from teas.ann.quantised import quantised_activations, set_windows
 from teas.errors import TeasError, check_choice
 from teas.files import write_atomically
 
@@ -33,6 +36,8 @@ class Recipe:
     warmup: share of the steps. smoothing: of the labels. distillation: weight of the teacher's answer in the loss, the rest is the labels'.
     precision: `float32`, or `bfloat16` for faster arithmetic on the same 32-bit weights. compiled: run through `torch.compile`, which takes a minute
     or two to start and needs a C++ compiler; on a CPU an epoch of ResNet-20 with quantised activations then takes about 0.6 times as long.
+    together: shortest and longest of the uniform windows that the quantised activations are trained at together, three in every step (see `sandwich`).
+    window_rate, window_share: how fast windows are learned under a budget, and in which share of the steps; they are fixed for the rest.
     """
 
     epochs: int = 30
@@ -44,12 +49,21 @@ class Recipe:
     distillation: float = 0.0
     precision: str = "float32"
     compiled: bool = False
+    together: tuple[int, ...] = ()
+    window_rate: float = 0.02
+    window_share: float = 0.6
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, PRECISIONS)
         if self.epochs < 1 or not 0 < self.rate < math.inf:
             raise TeasError(f"a recipe needs at least one epoch and a positive rate; got epochs {self.epochs} and rate {self.rate}")
-        for name in ("warmup", "smoothing", "distillation"):
+        if self.together and not (len(self.together) == 2 and 1 <= self.together[0] <= self.together[1]):
+            raise TeasError(f"together is {list(self.together)}; give the shortest and the longest window, e.g. [2, 16]")
+        if self.together and self.compiled:
+            raise TeasError("training at windows together changes them at every step, and each would be compiled anew; set compiled to false")
+        if not 0 < self.window_rate < math.inf:
+            raise TeasError(f"window_rate is {self.window_rate}; it must be above 0")
+        for name in ("warmup", "smoothing", "distillation", "window_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TeasError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
 
@@ -75,6 +89,8 @@ def train(
     recipe: Recipe,
     *,
     teacher: nn.Module | None = None,
+    budget: float | None = None,
+    costs: Mapping[str, float] | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     on_epoch: Callable[[AnnEpoch], None] = lambda _: None,
@@ -83,6 +99,7 @@ def train(
     """Train an ANN in place on batches `(inputs [batch, *shape], labels [batch])`, and return what each epoch did.
 
     teacher: a network whose softened answer (temperature 2) is learned too, at weight `recipe.distillation` (Hinton et al., 2015).
+    budget, costs: learn the windows of the quantised activations too (see `WindowLearner`), which end whole and within the budget.
     checkpoint: one file, written after each epoch; a training that finds its own there continues, to bit-identical weights on one CPU.
     Raises `TeasError` where the loss or a weight is not finite (the checkpoint keeps the epoch before), or a teacher is asked for and missing.
     """
@@ -90,9 +107,14 @@ def train(
         raise TeasError(f"distillation is {recipe.distillation} but there is no teacher; give one, or set distillation to 0")
     if recipe.compiled and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         raise TeasError("the recipe's `compiled` needs a C++ compiler, and none of c++, g++, clang++ is on the path; install one, or set it to false")
+    if budget is not None and (recipe.together or recipe.compiled):
+        raise TeasError("windows are learned one set at a time and change while they are; leave out together and compiled")
     device = next(model.parameters()).device
+    learner = None if budget is None else WindowLearner(model, budget, costs)
     optimizer = torch.optim.SGD(_groups(model, recipe.weight_decay), recipe.rate, recipe.momentum, nesterov=recipe.momentum > 0)
     history = _restore(model, optimizer, checkpoint, recipe, seed) if checkpoint else []
+    if learner and history:
+        learner.assign()
     model.to(memory_format=torch.channels_last)
     # Static shapes: only the last batch of an epoch differs, and one more graph is cheaper than a graph for any size.
     forward = torch.compile(model, dynamic=False) if recipe.compiled else model
@@ -103,7 +125,7 @@ def train(
             data.sampler.set_epoch(number)
         batches = progress(data, f"epoch {number + 1}/{recipe.epochs}")
         model.train()
-        epoch = _run_epoch(forward, optimizer, batches, len(data), recipe, answer, number, device)
+        epoch = _run_epoch(forward, optimizer, batches, len(data), recipe, answer, number, device, model, learner)
         if not math.isfinite(epoch.loss) or not all(value.isfinite().all() for value in model.state_dict().values()):
             raise TeasError(
                 f"the training diverged in epoch {number + 1} (loss {epoch.loss:g}, or weights that are not finite); lower the rate ({recipe.rate:g})"
@@ -112,42 +134,56 @@ def train(
         if checkpoint:
             _save(model, optimizer, checkpoint, recipe, seed, history)
         on_epoch(epoch)
+    if learner:
+        learner.finish()
     return history
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weights decay; thresholds do not, they would shrink until everything saturates."""
     thresholds = {id(activation.threshold) for activation in quantised_activations(model).values()}
-    decayed = [p for p in model.parameters() if id(p) not in thresholds]
+    steps = {id(activation.steps) for activation in quantised_activations(model).values()}
+    decayed = [p for p in model.parameters() if id(p) not in thresholds | steps]
     free = [p for p in model.parameters() if id(p) in thresholds]
     return [{"params": decayed, "weight_decay": weight_decay}, *([{"params": free, "weight_decay": 0.0}] if free else [])]
 
 
 def _run_epoch(
-    model: Network, optimizer: torch.optim.SGD, data: Iterable[Any], steps: int, recipe: Recipe, teacher: Network | None, number: int, device: torch.device
-) -> AnnEpoch:
+    forward: Network, optimizer: torch.optim.SGD, data: Iterable[Any], steps: int, recipe: Recipe, teacher: Network | None, number: int, device: torch.device,
+    model: nn.Module, learner: WindowLearner | None,
+) -> AnnEpoch:  # fmt: skip
     loss_sum, right, seen = 0.0, 0, 0
+    layers = quantised_activations(model)
     for index, (inputs, labels) in enumerate(data):
         inputs, labels = inputs.to(device).contiguous(memory_format=torch.channels_last if inputs.dim() == 4 else torch.contiguous_format), labels.to(device)
+        done = (number + index / steps) / recipe.epochs
         for group in optimizer.param_groups:
-            group["lr"] = recipe.rate_at((number + index / steps) / recipe.epochs)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            logits = model(inputs)
-            answer = _answer(teacher, inputs) if teacher is not None and recipe.distillation else None
-        loss = _loss(logits.float(), labels, answer, recipe)
+            group["lr"] = recipe.rate_at(done)
+        answer = _answer(teacher, inputs, recipe) if teacher is not None and recipe.distillation else None
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        draw = random.Random(int(torch.randint(2**31, ()))) if recipe.together else None
+        windows = sandwich(recipe.together, draw) if draw else (0,)
+        for window in windows:
+            if window:
+                set_windows(model, dict.fromkeys(layers, window))
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                logits = forward(inputs)
+            loss = _loss(logits.float(), labels, answer, recipe) / len(windows)
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss_sum += float(loss.detach()) * len(labels)
         optimizer.step()
-        loss_sum, right, seen = loss_sum + float(loss.detach()) * len(labels), right + int((logits.argmax(1) == labels).sum()), seen + len(labels)
+        if learner and done < recipe.window_share:
+            learner.update(recipe.window_rate)
+        right, seen = right + int((logits.argmax(1) == labels).sum()), seen + len(labels)
     if not seen:
         raise TeasError("the training data is empty: no batch came from the loader")
     return AnnEpoch(number, loss_sum / seen, 100 * right / seen)
 
 
 @torch.no_grad()
-def _answer(teacher: Network, inputs: Tensor) -> Tensor:
-    found: Tensor = teacher(inputs)
-    return found.float()
+def _answer(teacher: Network, inputs: Tensor, recipe: Recipe) -> Tensor:
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        return teacher(inputs).float()
 
 
 def _loss(logits: Tensor, labels: Tensor, answer: Tensor | None, recipe: Recipe, temperature: float = 2.0) -> Tensor:
@@ -175,7 +211,9 @@ def _restore(model: nn.Module, optimizer: torch.optim.SGD, path: Path, recipe: R
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise TeasError(f"the checkpoint {path} can't be read: {error}; delete it to start again") from None
-    if header.get("recipe") != asdict(recipe) or header.get("seed") != seed:
+    # What a checkpoint does not mention, it was written before there was a choice.
+    written = {**json.loads(json.dumps(asdict(Recipe()))), **header.get("recipe", {})}
+    if written != json.loads(json.dumps(asdict(recipe))) or header.get("seed") != seed:
         raise TeasError(f"{path} was written with another recipe or seed; use another output folder, or the settings it was started with")
     model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
     for name, parameter in model.named_parameters():

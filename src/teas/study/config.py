@@ -23,6 +23,7 @@ from teas.study.tables import build, check_positive
 RANDOM = "random"  # as weights: none, only to try the road
 CONTROLS = ("uniform", "shuffled")
 ALLOCATORS = ("uniform", "damage", "activity", "activity_root", "shuffled")
+LEARNED = "learned"  # by gradient, from uniform windows: only while retraining
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,11 @@ class ConversionConfig:
 
 @dataclass(frozen=True)
 class RetrainingConfig:
-    """Converted networks to retrain with their windows in the loop: at which mean windows, allocated how, and by which recipe.
+    """Converted networks to retrain with their windows in the loop: at which mean windows, allocated how (or `learned`), and by which recipe.
 
-    The recipe trains quantised activations, which is two-phase firing. through_time: epochs after it, step by step under the conversion's own
-    firing, layout and transform (STBP, Eqs. 4 and 5), which immediate firing needs; through_time_rate: their learning rate.
+    The recipe trains quantised activations, which is two-phase firing; with `recipe.together` one network for all of these windows. through_time:
+    epochs after it, step by step under the conversion's own firing, layout and transform (STBP, Eqs. 4 and 5), which immediate firing needs;
+    through_time_rate: their learning rate.
     """
 
     means: tuple[float, ...] = (4,)
@@ -205,7 +207,9 @@ class RetrainingConfig:
         if self.through_time < 0:
             raise TeasError(f"retraining.through_time is {self.through_time}; it is a number of epochs, 0 for none")
         for allocator in self.allocators:
-            check_choice("an allocator of retraining", allocator, ALLOCATORS)
+            check_choice("an allocator of retraining", allocator, (*ALLOCATORS, LEARNED))
+        if LEARNED in self.allocators and (self.recipe.together or self.recipe.compiled):
+            raise TeasError("learned windows change while they are learned: leave recipe.together out and set recipe.compiled to false")
         for mean in self.means:
             if not mean >= 1:
                 raise TeasError(f"retraining.means has {mean}; every layer needs at least one step")
@@ -225,7 +229,7 @@ class Expectation:
     allocator: str = "damage"
 
     def __post_init__(self) -> None:
-        check_choice("expect.allocator", self.allocator, ALLOCATORS)
+        check_choice("expect.allocator", self.allocator, (*ALLOCATORS, LEARNED))
 
 
 @dataclass(frozen=True)

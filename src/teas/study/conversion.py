@@ -20,7 +20,9 @@ from teas.adapt.activity import measure_activity
 from teas.adapt.training import Stage, run_stage
 from teas.adapt.vulnerability import measure_damage
 from teas.ann.convert import Conversion, convert
+from teas.ann.many_windows import recalibrate
 from teas.ann.networks import build_ann
+from teas.ann.quantised import quantised_activations, set_windows
 from teas.ann.training import train
 from teas.engine import choose_engine
 from teas.errors import TeasError
@@ -28,7 +30,7 @@ from teas.exchange.weights import load_weights
 from teas.spiking.network import Output, SpikingNetwork
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
-from teas.study.config import RANDOM, ConversionConfig, Experiment, RetrainingConfig
+from teas.study.config import LEARNED, RANDOM, ConversionConfig, Experiment, RetrainingConfig
 from teas.study.energy import costs, count_operations, total
 from teas.study.hooks import Hooks
 from teas.study.metrics import latency
@@ -114,7 +116,7 @@ def convert_and_compare(
         retraining = experiment.retraining
 
         def make(windows: TimeWindows, allocator: str) -> SpikingNetwork:
-            return retrain(found, retraining, windows, f"{allocator}-{windows.mean:.4g}", experiment.data.batch, data, folder, hooks)
+            return retrain(found, retraining, windows, allocator, experiment.data.batch, data, folder, hooks)
 
         for mean in retraining.means:
             rows += _rows(found, mean, retraining.allocators, data, wanted, make, hooks, retrained=True, keep=networks)
@@ -177,7 +179,8 @@ def skeleton(config: ConversionConfig, shape: tuple[int, ...], classes: int) -> 
     ann = build_ann(config.architecture, config.classes or classes).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # conversion warns of what it finds in random weights
-        return convert(ann, [torch.zeros(1, *shape)], threshold="maximum", per_channel=config.per_channel, v0=config.v0).at(1).module
+        found = convert(ann, [torch.zeros(1, *shape)], threshold="maximum", per_channel=config.per_channel, v0=config.v0)
+        return found.at(1, bias_correction=config.bias_correction).module
 
 
 def measure(
@@ -196,21 +199,34 @@ def measure(
 
 
 def retrain(
-    found: Comparison, config: RetrainingConfig, windows: TimeWindows, name: str, batch: int, data: datasets.Data, folder: Path, hooks: Hooks
+    found: Comparison, config: RetrainingConfig, windows: TimeWindows, allocator: str, batch: int, data: datasets.Data, folder: Path, hooks: Hooks
 ) -> SpikingNetwork:
-    """The network at these windows after training with them in the loop, the ANN as the teacher; then through time, where asked for."""
-    student = found.conversion.trainable(windows)
+    """The network at these windows after training with them in the loop, the ANN as the teacher; by `learned`, at windows of the same sum that were learned.
+
+    A recipe that trains windows together does so once, for all; at each choice of windows the batch norms are then recalibrated on training images.
+    Training through time follows, where asked for.
+    """
+    learned, together = allocator == LEARNED, config.recipe.together
+    name = "together" if together else f"{allocator}-{windows.mean:.4g}"
+    student = found.conversion.trainable(together[1] if together else windows)
     batches = datasets.loader(data.train, batch, shuffle_seed=found.seed)
     train(
-        student, batches, config.recipe, teacher=found.ann, seed=found.seed, checkpoint=folder / "checkpoints" / f"{name}.safetensors", progress=hooks.progress,
+        student, batches, config.recipe, teacher=found.ann, budget=windows.sum if learned else None, seed=found.seed,
+        checkpoint=folder / "checkpoints" / f"{name}.safetensors", progress=hooks.progress,
         on_epoch=lambda epoch: hooks.say(f"  {name} {epoch.number + 1:3d}  loss {epoch.loss:.4f}  train {epoch.accuracy:6.2f} %"),
     )  # fmt: skip
+    if learned:
+        windows = TimeWindows({layer: activation.window for layer, activation in quantised_activations(student).items()})
+    if together:
+        set_windows(student, windows)
+        recalibrate(student, found.calibration)
     network = convert(student.eval(), found.calibration).at(windows, **found.semantics)
     if config.through_time:
+        name = f"{allocator}-{windows.mean:.4g} through time"
         run_stage(
             network, batches, Stage("through_time", config.through_time, config.through_time_rate), accelerator=Accelerator(),
-            checkpoint=folder / "checkpoints" / f"{name}-through-time", progress=hooks.progress,
-            on_epoch=lambda epoch: hooks.say(f"  {name} through time {epoch.number + 1:3d}  loss {epoch.loss:.4f}  train {epoch.accuracy:6.2f} %"),
+            checkpoint=folder / "checkpoints" / name.replace(" ", "-"), progress=hooks.progress,
+            on_epoch=lambda epoch: hooks.say(f"  {name} {epoch.number + 1:3d}  loss {epoch.loss:.4f}  train {epoch.accuracy:6.2f} %"),
         )  # fmt: skip
     return network.eval()
 
@@ -244,9 +260,9 @@ def _rows(
 
 
 def allocated(allocator: str, mean: float, activity: dict[str, float], damage: dict[str, dict[int, float]], seed: int) -> TimeWindows:
-    """Windows at a mean by the name of an allocator, from the layers' activity and measured damage."""
+    """Windows at a mean by the name of an allocator, from the layers' activity and measured damage; those to be learned start uniform."""
     limits = dict.fromkeys(activity, LIMIT)
-    if allocator == "uniform":
+    if allocator in ("uniform", LEARNED):
         return allocation.allocate(dict.fromkeys(activity, 1.0), allocation.budget_for(mean, len(activity)), limits)
     if allocator == "damage":
         return allocation.by_damage(damage, mean, LIMIT)

@@ -168,7 +168,7 @@ def open_folder(experiment: Experiment, folder: Path, data_folder: Path | None, 
             raise TeasError(f"{folder} exists and is not a teas run folder; choose another one with --out")
         if not resume:
             raise TeasError(f"{folder} holds a run already; continue it with --resume, or choose another folder with --out")
-        if json.loads(marker.read_text())["experiment"] != json.loads(json.dumps(config)):
+        if open_run(folder)[0] != experiment:
             raise TeasError(f"{folder} was started with other settings; use the same experiment and --set, or choose another folder with --out")
     data = str(data_folder.resolve()) if data_folder else None
     write_atomically(marker, json.dumps({"mark": MARK, "experiment": config, "data_folder": data}, indent=1))
@@ -210,10 +210,15 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return content
 
 
+def holds_network(folder: Path, experiment: Experiment) -> bool:
+    """Whether a run folder holds one network: that of a training, of a retraining or of `teas adapt`; a comparison of conversions has none."""
+    return not experiment.conversion or bool(experiment.retraining) or (folder / "weights.safetensors").exists()
+
+
 def load_run(folder: Path, data_folder: Path | None = None) -> tuple[SpikingNetwork, datasets.Data, Experiment]:
     """The adapted network of a run with its data, read from where the run found them or from `data_folder`."""
     experiment, recorded = open_run(folder)
-    if experiment.conversion and not experiment.retraining:
+    if not holds_network(folder, experiment):
         raise TeasError(f"{folder} compares conversions and holds no single network to evaluate; its figures are in metrics.json")
     data = load_data(experiment, data_folder or recorded)
     converted = experiment.conversion

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,9 @@ def candidates(subject: Subject, cache: Cache, allocators: Sequence[str], means:
 
     def measured() -> dict[str, Any]:
         hooks.say("measuring activity and damage per layer on training images")
-        activity = measure_activity(subject.make(subject.full), [(inputs, inputs) for inputs in subject.probe])
+        activity = measure_activity(subject.plain(subject.full), [(inputs, inputs) for inputs in subject.probe])
         probes = [steps for steps in PROBES if steps < subject.full.max]
-        damage = measure_damage(lambda windows: fast(subject.make(windows)), subject.full, probes, subject.probe)
+        damage = measure_damage(lambda windows: fast(subject.plain(windows)), subject.full, probes, subject.probe)
         return {"activity": {layer: found.activity for layer, found in activity.items()}, "damage": damage}
 
     found = cache.get("allocation", {"full": dict(subject.full), "inputs": sum(map(len, subject.probe))}, measured)
@@ -108,21 +108,38 @@ def measure(subject: Subject, cache: Cache, windows: TimeWindows, split: str, ho
     return found
 
 
+def measured_points(subject: Subject, cache: Cache, allocators: Sequence[str], means: Sequence[float], hooks: Hooks) -> list[Point]:
+    """Every choice of windows, measured on held-out images; the first is the full windows."""
+    return [
+        {"allocator": allocator, "target": target, **measure(subject, cache, windows, "held out", hooks)}
+        for allocator, target, windows in candidates(subject, cache, allocators, means, hooks)
+    ]
+
+
+def judged(
+    subject: Subject, points: list[Point], test: Callable[[int], Point], cost: str, max_loss: float | None, budget: tuple[str, float] | None
+) -> dict[str, Any]:
+    """Points with their front and operating point, and what `test` finds for these on test images."""
+    front = pareto(points, cost)
+    chosen = pick(points, points[0]["accuracy"], cost, max_loss, budget)
+    return {
+        "name": subject.experiment.name, "cost": cost, "held_out": points[0]["samples"], "semantics": asdict(subject.make(subject.full).semantics),
+        "max_loss": max_loss, "budget": budget, "points": points, "front": front, "chosen": chosen,
+        "test": {str(i): test(i) for i in dict.fromkeys([chosen, *front])},
+    }  # fmt: skip
+
+
 def explore(
     subject: Subject, cache: Cache, *, allocators: Sequence[str], means: Sequence[float], cost: str, max_loss: float | None,
     budget: tuple[str, float] | None, hooks: Hooks,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure every choice of windows on held-out images, find the front and the operating point, and confirm both on test images."""
-    points = []
-    for allocator, target, windows in candidates(subject, cache, allocators, means, hooks):
-        points.append({"allocator": allocator, "target": target, **measure(subject, cache, windows, "held out", hooks)})
-    front = pareto(points, cost)
-    chosen = pick(points, points[0]["accuracy"], cost, max_loss, budget)
-    tested = {i: measure(subject, cache, TimeWindows(points[i]["windows"]), "test", hooks) for i in dict.fromkeys([chosen, *front])}
-    return {
-        "name": subject.experiment.name, "cost": cost, "held_out": points[0]["samples"], "semantics": asdict(subject.make(subject.full).semantics),
-        "max_loss": max_loss, "budget": budget, "points": points, "front": front, "chosen": chosen, "test": {str(i): found for i, found in tested.items()},
-    }  # fmt: skip
+    points = measured_points(subject, cache, allocators, means, hooks)
+
+    def test(i: int) -> Point:
+        return measure(subject, cache, TimeWindows(points[i]["windows"]), "test", hooks)
+
+    return judged(subject, points, test, cost, max_loss, budget)
 
 
 def run(path: Path, data_folder: Path | None, *, out: Path | None = None, hooks: Hooks, **options: Any) -> tuple[dict[str, Any], Path]:
@@ -161,10 +178,11 @@ def table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def findings(found: dict[str, Any]) -> list[str]:
     """What was chosen, by what, and what it does on test images."""
     point, test, full = found["points"][found["chosen"]], found["test"][str(found["chosen"])], found["points"][0]
+    same = "" if any(other["allocator"].endswith("retrained") for other in found["points"]) else " for the same weights"
     rules = [] if found["max_loss"] is None else [f"a loss of at most {found['max_loss']:g} points"]
     rules += [] if found["budget"] is None else [f"{found['budget'][0]} <= {found['budget'][1]:g}"]
     return [
-        f"{len(found['points'])} choices of windows for the same weights, {len(found['front'])} on the Pareto front of accuracy and {found['cost']}; "
+        f"{len(found['points'])} choices of windows{same}, {len(found['front'])} on the Pareto front of accuracy and {found['cost']}; "
         f"chosen on {found['held_out']} images held out of the training set (full windows: {full['accuracy']:.2f} %).",
         f"Chosen by {' and '.join(rules)}: {point['allocator']} at a mean of {point['latency']['mean']:.2f}, sum {point['latency']['sum']}: "
         f"held out {point['accuracy']:.2f} %, test {test['accuracy']:.2f} %; {test['energy']['FP32']:.1f} nJ in FP32, {test['energy']['INT8']:.1f} nJ in INT8 "

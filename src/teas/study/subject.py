@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from teas._version import __version__
+from teas.ann.convert import Conversion
 from teas.errors import TeasError
 from teas.files import write_atomically
 from teas.spiking.network import SpikingNetwork
@@ -20,7 +21,7 @@ from teas.spiking.time_windows import TimeWindows
 from teas.study import config, conversion
 from teas.study import data as datasets
 from teas.study.config import Experiment
-from teas.study.experiment import load_data, load_run, open_folder, open_run, read_marker
+from teas.study.experiment import holds_network, load_data, load_run, open_folder, open_run, read_marker
 from teas.study.imagenet import Pictures
 
 PROBED = 1000  # inputs that activity and damage are measured on
@@ -30,8 +31,10 @@ PROBED = 1000  # inputs that activity and damage are measured on
 class Subject:
     """A network at any windows, with its data.
 
-    make: the network at given windows. full: the windows before adapting. own: those that it was adapted to; None for a conversion.
+    make: the network at given windows; plain: without bias correction, which many windows are measured without because it takes longer than they do.
+    full: the windows before adapting. own: those that it was adapted to; None for a conversion.
     probe: batches of training inputs, to measure activity and damage on. ann: what was converted. folder: where results go.
+    converted: a conversion, and the batches of training inputs that it was calibrated on.
     """
 
     experiment: Experiment
@@ -41,7 +44,9 @@ class Subject:
     full: TimeWindows
     own: TimeWindows | None
     probe: list[Tensor]
+    plain: Callable[[TimeWindows], SpikingNetwork]
     ann: nn.Module | None = None
+    converted: tuple[Conversion, list[Tensor]] | None = None
 
     def windows(self, option: str | None) -> TimeWindows:
         """Windows from an option: the name of a JSON file, or one integer; without it the network's own, and for a conversion the full ones."""
@@ -75,24 +80,31 @@ def locate(path: Path, data_folder: Path | None, out: Path | None = None) -> tup
     return experiment, out or Path("runs") / experiment.name, data_folder
 
 
-def open_subject(path: Path, data_folder: Path | None = None, out: Path | None = None) -> Subject:
-    """The network of a finished run or of a conversion; raises `TeasError` where there is none, or its data can't be read."""
+def open_subject(path: Path, data_folder: Path | None = None, out: Path | None = None, device: torch.device | None = None) -> Subject:
+    """The network of a finished run or of a conversion; raises `TeasError` where there is none, or its data can't be read.
+
+    device: of a conversion; the CPU without. The network of a run is on the CPU.
+    """
     experiment, folder, data_folder = locate(path, data_folder, out)
     if path.suffix == ".toml" and out is None and not (read_marker(folder) and open_run(folder)[0] == experiment):
         open_folder(experiment, folder, data_folder, resume=True)
-    if experiment.conversion is None or (experiment.retraining and path.suffix != ".toml"):
+    if experiment.conversion is None or (path.suffix != ".toml" and holds_network(path, experiment)):
         network, data, _ = load_run(path, data_folder)
         network.eval()
         batches = datasets.loader(data.validation, 100)
         probe = [batch for (batch, _), _ in zip(batches, range(PROBED // 100), strict=False)]
         full = TimeWindows.uniform(network.spiking_layers, conversion.FULL if experiment.conversion else experiment.training.window)
-        return Subject(experiment, folder, data, network.with_windows, full, network.windows, probe)
+        return Subject(experiment, folder, data, network.with_windows, full, network.windows, probe, network.with_windows)
     settings = experiment.conversion
     data = load_data(experiment, data_folder)
-    ann, found, _, probe = conversion.load_conversion(experiment, settings, data, data_folder, torch.device("cpu"), folder)
-    options: dict[str, Any] = {name: getattr(settings, name) for name in ("firing", "layout", "transform", "bias_correction")}
+    ann, found, calibration, probe = conversion.load_conversion(experiment, settings, data, data_folder, device or torch.device("cpu"), folder)
+    options: dict[str, Any] = {name: getattr(settings, name) for name in ("firing", "layout", "transform")}
     full = TimeWindows.uniform(found.layers, conversion.FULL)
-    return Subject(experiment, folder, data, lambda windows: found.at(windows, **options), full, None, probe, ann)
+
+    def make(windows: TimeWindows) -> SpikingNetwork:
+        return found.at(windows, bias_correction=settings.bias_correction, **options)
+
+    return Subject(experiment, folder, data, make, full, None, probe, lambda windows: found.at(windows, **options), ann, (found, calibration))
 
 
 def fingerprint(path: Path, data_folder: Path | None) -> dict[str, Any]:
@@ -110,7 +122,7 @@ def fingerprint(path: Path, data_folder: Path | None) -> dict[str, Any]:
 def _weights(experiment: Experiment, path: Path, data_folder: Path | None) -> bytes:
     """The file of the run's network, of the ANN to convert, or of the one that the run trained; nothing where that is still to be trained."""
     converted = experiment.conversion
-    if converted is None or (experiment.retraining and path.suffix != ".toml"):
+    if converted is None or (path.suffix != ".toml" and holds_network(path, experiment)):
         file = path / "weights.safetensors"
     elif converted.weights:
         file = (data_folder or Path()) / converted.weights

@@ -1,0 +1,37 @@
+"""`teas adapt` from a conversion and from a retraining: the network it writes is the one it promised. From a trained run: see test_explore.py."""
+
+import json
+
+import pytest
+import torch
+
+import teas as library
+from teas.ann.resnet import CifarResNet
+from teas.study import adapting
+from teas.study.hooks import Hooks
+from test_cli import teas
+from test_conversion_study import TEXT, small_cifar
+
+
+@pytest.mark.filterwarnings("ignore:at 64 steps")  # random weights
+@pytest.mark.parametrize("retraining", ["", "[retraining]\nmeans = [2]\nallocators = ['activity']\nrecipe = {epochs = 1, rate = 0.01}"])
+def test_a_conversion_adapts_to_a_folder_that_evaluates(tmp_path, monkeypatch, retraining):
+    small_cifar(tmp_path)
+    torch.manual_seed(0)
+    torch.save(CifarResNet(10).state_dict(), tmp_path / "ann.th")
+    (tmp_path / "tiny.toml").write_text(TEXT.replace("= 100", "= 20").replace("means =", "bias_correction = true\nmeans =") + retraining)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("teas.study.explore.PROBES", (2,))
+    options = {"max_loss": 100.0, "minimise": "sum", "allocators": ["uniform"], "means": [4], "hooks": Hooks()}
+    found, where = adapting.run(tmp_path / "tiny.toml", tmp_path, **options)
+    assert [point["allocator"] for point in found["points"]] == ["full", "uniform", *(["activity, retrained"] if retraining else [])]
+    assert found["chosen"] == len(found["points"]) - 1
+    assert where.name == "tiny-adapted"
+    tested = found["test"][str(found["chosen"])]
+    done = teas("evaluate", where, "--json", cwd=tmp_path)
+    again = json.loads(done.stdout)
+    assert again["windows"] == tested["windows"] == json.loads((where / "windows.json").read_text())
+    assert (again["accuracy"], again["spikes"]) == (tested["accuracy"], tested["spikes"])
+    (tmp_path / "other.toml").write_text(TEXT)
+    with pytest.raises(library.TeasError, match="other settings"):
+        adapting.run(tmp_path / "other.toml", tmp_path, **options, out=where)
