@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import json
 import statistics
@@ -72,6 +73,7 @@ def measure(task: Task) -> dict[str, Any]:
     """Times of all rounds in seconds and the peak of memory in MiB, or why there are none."""
     torch.set_num_threads(task.threads)
     if task.contender in TRAINING:
+        bench_training.STEPS[task.contender](2, 1)()  # what libraries take when they are first used is not the step's
         return _rounds(task, [bench_training.STEPS[task.contender](task.window, task.batch)])
     try:
         runs, reference = contender(task)
@@ -112,8 +114,12 @@ def _memory(what: str) -> float:
 
 
 def _forget_peak() -> float:
-    """Let the peak of memory begin at what is in use now, so that it does not tell what building the network took; returns that."""
+    """Let the peak of memory begin at what is in use now, so that it does not tell what building the network took; returns that.
+
+    What was freed goes back first: otherwise memory that the check left would hide what the rounds take.
+    """
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")
 
