@@ -242,4 +242,4 @@ def _event_room(layout: Layout) -> int:
 
 
 def _start_room(layout: Layout) -> int:
-    return sum(int(row[kernels.ROWS]) * kernels.parts(layout.steps, layout.at_once) for row in layout.rows) + 1
+    return 1 + sum(int(row[kernels.ROWS]) * int(kernels.parts(layout.steps, layout.at_once)) for row in layout.rows)

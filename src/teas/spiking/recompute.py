@@ -49,7 +49,9 @@ def recomputed(
         return from_bits(*kept) if isinstance(kept, tuple) else kept
 
     def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-        first, again = create_selective_checkpoint_contexts(_policy) if keep_sums else (contextlib.nullcontext(), contextlib.nullcontext())
+        first, again = contextlib.nullcontext(), contextlib.nullcontext()
+        if keep_sums:
+            first, again = create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
         return first, _both(_frozen(norms), again)
 
     with saved_tensors_hooks(pack, unpack), warnings.catch_warnings():
