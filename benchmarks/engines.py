@@ -7,7 +7,8 @@ Without files weights and images are random. Thresholds are the 99.9th percentil
 contender once, in turn, and a figure is the median over rounds. No figure is printed unless every count equals the reference's first.
 Only `count_reordered` may differ, and the share that does is printed with it; so may the reference from itself, when its input is
 laid out channels last: one sum rounded differently flips a count, and the layers after it flip more.
-`count_int8` runs weights rounded by `quantise`, checked against the reference on the same weights.
+`count_int8` runs weights rounded by `quantise`, checked against the reference on the same weights; `--accuracy` prints what the rounding costs.
+The event engine is compared with the reference under immediate firing, all trains passed unchanged, on both kinds of weights.
 """
 
 from __future__ import annotations
@@ -152,6 +153,10 @@ def contenders(setting: Setting, window: int, batch: Tensor) -> tuple[dict[str, 
     last = batch.contiguous(memory_format=torch.channels_last)
     runs: dict[str, list[Callable[[], Any]]] = {"ann": [lambda: ann(batch), lambda: ann_last(last)], "reference": [lambda: network(batch)]}
     flips = {"reference, channels last": flip_rate(network(last), network(batch))}
+    stepped = teas.SpikingNetwork(network.module, window).eval()
+    if not ENGINE["event"].why_not(stepped, torch.device("cpu")):
+        for kind, found in (("immediate", stepped), ("immediate, quantised", quantise(stepped))):
+            flips[f"event, {kind}"] = flip_rate(ENGINE["event"].prepare(found, "counts")(batch), found(batch))
     for name in CONTENDERS[2:]:
         weights = quantise(network) if name == "count_int8" else network
         engine = ENGINE[name]

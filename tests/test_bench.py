@@ -59,13 +59,14 @@ def test_what_is_not_installed_is_left_out_and_said(monkeypatch):
 
 def test_ratios_compare_with_the_fastest_peer_and_the_ann():
     def row(contender, speed):
-        return {"network": "n", "window": 4, "contender": contender, "images_per_second": speed, "median_seconds": 1 / speed, "added_mib": 10 * speed}
+        return {"network": "mlp", "window": 4, "contender": contender, "images_per_second": speed, "median_seconds": 1 / speed, "added_mib": 10 * speed}
 
     names = {"norse": 2.0, "sinabs": 5.0, "ann": 50.0, "event": 40.0, "train_teas": 3.0, "train_spikingjelly_multistep": 2.0}
-    found = {row["contender"]: row for row in bench.with_ratios({"rows": [row(*item) for item in names.items()]})}
+    found = {row["contender"]: row for row in bench.with_ratios({"rows": [row(*item) for item in names.items()], "machine": {"fp32_gmac_per_second": 1e-3}})}
     assert found["event"]["over_fastest_peer"] == 8
     assert found["event"]["time_over_ann"] == pytest.approx(1.25)
     assert found["norse"]["over_fastest_peer"] is None
+    assert found["ann"]["of_roofline"] == pytest.approx(50 * (784 * 800 + 800 * 800 + 800 * 10) / 1e6)
     assert found["train_teas"]["over_fastest_peer"] == 1.5
     assert found["train_teas"]["memory_over_peer"] == 1.5
 

@@ -355,3 +355,16 @@ def test_every_engine_is_in_the_list_once():
     assert names == ["count_int8", "count", "count_reordered", "event", "reference"]
     assert set(CASES) > NOT_INT8
     assert conformance.KEEPS[0] == "potentials"
+
+
+@pytest.mark.parametrize("engine", [COUNT, REORDERED], ids=lambda e: e.name)
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_trains_as_input_whatever_the_shape_of_a_step(engine, dimensions):
+    """`[batch, time, channel, length]` has four axes, but what a layer sums over time has three; images have one more of each."""
+    torch.manual_seed(0)
+    convolution = (nn.Conv1d, nn.Conv2d)[dimensions - 1](3, 4, 3)
+    convolution.weight.data = (convolution.weight.data * 8).round() / 8
+    convolution.bias.data = (convolution.bias.data * 8).round() / 8
+    module = nn.Sequential(convolution, teas.IF(reset="subtract"), nn.Flatten(), nn.Linear(4 * 5**dimensions, 2))
+    network = teas.SpikingNetwork(module, 6, firing="two_phase", encoding="train").eval()
+    check(engine, network, (torch.rand(2, 6, 3, *[7] * dimensions) < 0.5).float())

@@ -186,9 +186,9 @@ def windows_ignored(monkeypatch):  # counts of another window taken as they are
 
 def currents_never_end(monkeypatch):  # what a train adds at one step stays
     real = event_run.kernels.run_plain
-    monkeypatch.setattr(event_run.kernels, "run_plain", lambda *a: real(*a[:8], True, *a[9:]))
+    monkeypatch.setattr(event_run.kernels, "run_plain", lambda *a: real(*a[:9], True, *a[10:]))
     sums = event_run.kernels.run_sums
-    monkeypatch.setattr(event_run.kernels, "run_sums", lambda *a: sums(*a[:8], True, *a[9:]))
+    monkeypatch.setattr(event_run.kernels, "run_sums", lambda *a: sums(*a[:9], True, *a[10:]))
 
 
 FAULTS = [

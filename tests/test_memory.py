@@ -48,6 +48,20 @@ def test_recomputation_changes_no_bit_of_weights_and_statistics():
     assert plain.state_dict()["module.norm1.num_batches_tracked"] == 1
 
 
+def test_every_way_to_recompute_has_the_same_gradients():
+    inputs, labels = examples()
+    found = []
+    for recompute in (False, True, "neurons"):
+        net = network().train()
+        net.recompute = recompute
+        nn.functional.cross_entropy(5 * net(inputs).logits, labels).backward()
+        found.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    assert any(gradient.abs().sum() > 0 for gradient in found[0].values())
+    for other in found[1:]:
+        for name, gradient in found[0].items():
+            assert torch.equal(gradient, other[name]), name
+
+
 def kept_bytes(recompute):
     """Bytes that a forward pass of training leaves allocated, all that it allocated minus all that it freed."""
     net = network()
@@ -65,6 +79,7 @@ def test_recomputation_keeps_little_more_than_bits():
     assert plain > 2 * potentials  # trains and potentials at the least
     records = 3 * 4 * 64 * (4 * 12 * 12 + 6 * 2 * 2 + 20 + 3)  # counts, mean firing potentials, residuals
     assert small < records + potentials / 8  # and bits, but no potential and no train of any step
+    assert small < kept_bytes("neurons") < plain - potentials  # sums beside, but neither normalised ones nor potentials
 
 
 def test_parts_of_a_batch_make_the_same_step():

@@ -151,7 +151,7 @@ def _charge(plan: LayerPlan, values: dict[str, Tensor], inputs: Tensor, encoding
             values[INPUT] = inputs
         else:
             values[INPUT] = inputs * window if encoding == "direct" else encode(inputs, window, encoding).sum(0)
-        if inputs.dim() == 4 and plan.compiler.reorder:
+        if values[INPUT].dim() == 4 and plan.compiler.reorder:
             values[INPUT] = values[INPUT].contiguous(memory_format=torch.channels_last)
     for step in plan.steps:
         values[step.name] = step.run(values)

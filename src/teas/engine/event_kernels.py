@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from teas.engine.lanes import LANES, adder, count_bits, fire_any, firing, ones, unpack
+from teas.engine.lanes import LANES, adder, count_bits, firing, ones, unpack, unpack_counts
 
 SPIKES, FIRST, CHANGES = 0, 1, 2  # what the events of a term are: spikes; on at step 0 and off at step n; on and off at any step
 # Columns of the integers that describe a term, a source with its connections.
-AT, ROWS, COLUMNS, WORDS, KIND, ROW_KERNEL, KERNEL, ROW_STRIDE, STRIDE, ROW_PAD, PAD, ROW_RUN, RUN, TABLE, WEIGHTS, EVENTS, STARTS = range(17)
-TERM_FIELDS = 17
+AT, ROWS, COLUMNS, WORDS, KIND, ROW_KERNEL, KERNEL, ROW_STRIDE, STRIDE, ROW_PAD, PAD, ROW_RUN, RUN, TABLE, WEIGHTS, EVENTS, STARTS, BASES = range(18)
 
 _compiled: Callable[..., Any] = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
 _u = np.uint64
@@ -59,162 +58,144 @@ def _scatterer(subtract: bool) -> Callable[..., None]:
 
 
 _add_events, _subtract_events = _scatterer(False), _scatterer(True)
-_fire, _fire_reset, _fire_sum, _fire_sum_reset = firing(False, False), firing(False, True), firing(True, False), firing(True, True)
 
 
 @_compiled
-def _row_events(arena, term, row, step, steps, halo, vectors, events, off):  # type: ignore[no-untyped-def]
-    """Events of one row of a source at one step; `off` asks for the neurons that stop firing instead of those that begin. Returns their end."""
-    words = term[WORDS]
-    line = _u(term[COLUMNS] * words)
-    at = _u(term[AT]) + _u(row * steps + step) * line
+def _phase(term, row):  # type: ignore[no-untyped-def]
+    return (row + term[ROW_PAD]) % term[ROW_STRIDE]
+
+
+@_compiled
+def _row_events(arena, term, row, begin, end, steps, row_vectors, bases, reads, events, off):  # type: ignore[no-untyped-def]
+    """Events of one row of a source at steps `begin` to `end`; `off` asks for the neurons that stop firing instead of those that begin.
+
+    The currents of the next step lie a row further. Returns the end of the events.
+    """
+    words = _u(term[COLUMNS] * term[WORDS])
+    table, phase = _u(term[BASES]), _u(_phase(term, row) * term[STRIDE] * term[WORDS] * LANES)
     n = _u(term[EVENTS])
-    phase0 = ((row + term[ROW_PAD]) % term[ROW_STRIDE]) * term[STRIDE]
     changes = term[KIND] == CHANGES
-    for x in range(term[COLUMNS]):
-        phase = (x + term[PAD]) % term[STRIDE]
-        if phase >= term[KERNEL]:
-            continue
-        column = (x + term[PAD] - phase) // term[STRIDE] - (term[RUN] - 1) + halo
-        base = _u(column * vectors) << _u(16) | _u((phase0 + phase) * words * LANES)
-        for q in range(words):
-            i = at + _u(x * words + q)
-            word = _u(arena[i])
+    for step in range(begin, end):
+        at, more = _u(term[AT]) + _u(row * steps + step) * words, phase + (_u((step - begin) * row_vectors) << _u(16))
+        for i in range(words):
+            word = _u(arena[at + i])
             if changes:
-                before = _u(arena[i - line]) if step > 0 else _u(0)
+                before = _u(arena[at + i - words]) if step > 0 else _u(0)
                 word = before & ~word if off else word & ~before
-            n = unpack(word, base + _u(q * LANES), events, n)
+            n = unpack(word & _u(reads[table + i]), _u(bases[table + i]) + more, events, n)
     return n
 
 
 @_compiled
-def _charge(arena, terms, weights, current, row_length, first, rows, step, steps, halo, vectors, events, starts):  # type: ignore[no-untyped-def]
-    """Add what all terms send at one step to the currents of `rows` rows of neurons from `first` on."""
-    for k in range(len(terms)):
-        term = terms[k]
-        run = _u(term[RUN] * vectors * LANES)
-        low = max(0, first * term[ROW_STRIDE] - term[ROW_PAD])
-        high = min(term[ROWS], (first + rows - 1) * term[ROW_STRIDE] - term[ROW_PAD] + term[ROW_KERNEL])
-        for row in range(low, high):
-            phase = (row + term[ROW_PAD]) % term[ROW_STRIDE]
-            top = (row + term[ROW_PAD] - phase) // term[ROW_STRIDE] - (term[ROW_RUN] - 1) - first
-            begin, end = max(0, -top), min(term[ROW_RUN], rows - top)
-            if phase >= term[ROW_KERNEL] or begin >= end:
-                continue
-            if term[KIND] == FIRST:
-                bucket = term[STARTS] + row * (steps + 1) + step
-                on_low, on_high, off_high = _u(starts[bucket]), _u(starts[bucket + 1]), _u(0)
-            else:
-                on_low, on_high = _u(term[EVENTS]), _row_events(arena, term, row, step, steps, halo, vectors, events, False)
-                off_high = _u(0)
-            for r in range(begin, end):
-                offset, row0 = _u(top + r) * row_length, _u(term[WEIGHTS]) + _u(r * term[TABLE])
-                if term[KIND] == FIRST and step > 0:
-                    _subtract_events(current, offset, weights, row0, run, events, on_low, on_high)
-                else:
-                    _add_events(current, offset, weights, row0, run, events, on_low, on_high)
-            if term[KIND] == CHANGES:
-                off_high = _row_events(arena, term, row, step, steps, halo, vectors, events, True)
-                for r in range(begin, end):
-                    offset, row0 = _u(top + r) * row_length, _u(term[WEIGHTS]) + _u(r * term[TABLE])
-                    _subtract_events(current, offset, weights, row0, run, events, on_low, off_high)
+def _send_row(arena, term, row, begin, end, steps, at_once, rows, vectors, weights, current, row_vectors, ring, bases, reads, events, starts):  # type: ignore[no-untyped-def]
+    """Add what one row of a source sends at steps `begin` to `end` to the rows of neurons that it reaches."""
+    phase = _phase(term, row)
+    top = (row + term[ROW_PAD]) // term[ROW_STRIDE] - (term[ROW_RUN] - 1)
+    low, high = max(0, -top, term[ROW_RUN] - 1 - (term[ROW_KERNEL] - 1 - phase) // term[ROW_STRIDE]), min(term[ROW_RUN], rows - top)
+    if phase >= term[ROW_KERNEL] or low >= high:
+        return
+    run, slot = _u(term[RUN] * vectors * LANES), _u(at_once * row_vectors * LANES)
+    on_low = on_high = off_low = off_high = _u(term[EVENTS])
+    if term[KIND] == FIRST:
+        bucket = _u(term[STARTS] + row * parts(steps, at_once) + begin // at_once)
+        off_low, off_high = _u(starts[bucket + _u(1)]), _u(starts[bucket + _u(2)])
+        if begin == 0:
+            on_low, on_high = _u(starts[bucket]), off_low
+    else:
+        on_high = _row_events(arena, term, row, begin, end, steps, row_vectors, bases, reads, events, False)
+    for r in range(low, high):
+        offset, row0 = _u((top + r) % ring) * slot, _u(term[WEIGHTS] + r * term[TABLE])
+        _add_events(current, offset, weights, row0, run, events, on_low, on_high)
+    if term[KIND] == CHANGES:
+        off_high = _row_events(arena, term, row, begin, end, steps, row_vectors, bases, reads, events, True)
+    if off_low < off_high:
+        for r in range(low, high):
+            offset, row0 = _u((top + r) % ring) * slot, _u(term[WEIGHTS] + r * term[TABLE])
+            _subtract_events(current, offset, weights, row0, run, events, off_low, off_high)
 
 
-def _runner(fire_row: Callable[..., None]) -> Callable[..., None]:
-    """All steps of one layer, `block` rows of neurons at a time; its train goes to `arena[to:]`, its potentials are left in place.
+@_compiled
+def parts(steps, at_once):  # type: ignore[no-untyped-def]
+    """Places in `starts` that a row of a source takes: its neurons go on, off during each `at_once` steps, or last."""
+    return (steps + at_once - 1) // at_once + 2
+
+
+def _runner(rule: str) -> Callable[..., None]:
+    """All steps of one layer, `at_once` of them at a time, row by row; its train goes to `arena[to:]`, its potentials are left in place.
 
     shape: rows, columns, vectors of channels. halo: columns on the left and on the right where runs of additions may end outside of the map.
     keeps: whether currents last until an event changes them (all terms are FIRST or CHANGES), or are those of one step (SPIKES).
-    drive: the constant part of the current, `drive_row` apart from row to row. neurons: potential, threshold, shift, sum of firing
-    potentials, who may fire, and the rule, as `fire_row` takes them.
+    current: `at_once` steps of each row that source rows read so far may reach, a ring of rows. drive: the constant part of the current,
+    `drive_row` apart from row to row. neurons: potential, current that lasts, threshold, shift, sum of firing potentials, who may fire, and the
+    rule, as `firing` takes them.
     """
+    fire_changes, fire_spikes = firing(rule, True), firing(rule, False)
 
-    def run(arena, to, steps, shape, block, halo, terms, weights, keeps, current, drive, drive_row, neurons, events, starts):  # type: ignore[no-untyped-def]
+    def run(  # type: ignore[no-untyped-def]
+        arena, to, steps, shape, ring, at_once, halo, terms, weights, keeps, current, drive, drive_row, neurons, bases, reads, events, starts
+    ):
         rows, columns, vectors = shape
+        potential, held, theta, shift, fired, may, how = neurons
         line = _u(columns * vectors)
-        row_length = _u((columns + halo[0] + halo[1]) * vectors * LANES)
-        inside = _u(halo[0] * vectors * LANES)
-        for first in range(0, rows, block):
-            here = min(block, rows - first)
-            current[:] = 0
-            for step in range(steps):
-                _charge(arena, terms, weights, current, row_length, first, here, step, steps, halo[0], vectors, events, starts)
-                for b in range(here):
-                    at, driven = _u(first + b) * line * _u(LANES), _u((first + b) * drive_row)
-                    out = _u(to) + _u((first + b) * steps + step) * line
-                    fire_row(neurons, at, current, _u(b) * row_length + inside, drive, driven, arena, out, line, keeps)
+        row_vectors = (columns + halo[0] + halo[1]) * vectors
+        current[:] = 0
+        sent = np.zeros(len(terms), np.int64)
+        for begin in range(0, steps, at_once):
+            end = min(begin + at_once, steps)
+            sent[:] = 0
+            for row in range(rows):
+                for k in range(len(terms)):
+                    term = terms[k]
+                    last = min(term[ROWS], row * term[ROW_STRIDE] - term[ROW_PAD] + term[ROW_KERNEL])
+                    for source in range(sent[k], last):
+                        _send_row(
+                            arena, term, source, begin, end, steps, at_once, rows, vectors, weights, current, row_vectors, ring, bases, reads, events, starts
+                        )  # fmt: skip
+                    sent[k] = max(sent[k], last)
+                at, from_, driven = _u(row) * line * _u(LANES), _u((row % ring * at_once * row_vectors + halo[0] * vectors) * LANES), _u(row * drive_row)
+                out, count = _u(to) + _u(row * steps + begin) * line, _u(end - begin)
+                pitch = _u(row_vectors * LANES)
+                if keeps:
+                    fire_changes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, arena, out, line, line, count)
+                else:
+                    fire_spikes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, arena, out, line, line, count)
 
     return _compiled(run)  # type: ignore[no-any-return]
 
 
-@_compiled
-def _fire_row(neurons, at, current, from_, drive, driven, arena, out, line, keeps):  # type: ignore[no-untyped-def]
-    potential, theta, shift, fired, _, _ = neurons
-    if keeps:
-        _fire(potential, at, current, from_, drive, driven, theta, shift, fired, arena, out, line)
-    else:
-        _fire_reset(potential, at, current, from_, drive, driven, theta, shift, fired, arena, out, line)
+run_plain, run_sums, run_any = _runner("subtract"), _runner("sums"), _runner("any")
+_fire_even, _fire_steps = firing("subtract", True), firing("any", False)
 
 
 @_compiled
-def _fire_row_sum(neurons, at, current, from_, drive, driven, arena, out, line, keeps):  # type: ignore[no-untyped-def]
-    potential, theta, shift, fired, _, _ = neurons
-    if keeps:
-        _fire_sum(potential, at, current, from_, drive, driven, theta, shift, fired, arena, out, line)
-    else:
-        _fire_sum_reset(potential, at, current, from_, drive, driven, theta, shift, fired, arena, out, line)
-
-
-@_compiled
-def _fire_row_any(neurons, at, current, from_, drive, driven, arena, out, line, keeps):  # type: ignore[no-untyped-def]
-    potential, theta, _, fired, may, rule = neurons
-    fire_any(potential, at, current, from_, drive, driven, theta, fired, arena, out, line, may, rule)
-    if not keeps:
-        current[from_ : from_ + line * _u(LANES)] = 0
-
-
-run_plain, run_sums, run_any = _runner(_fire_row), _runner(_fire_row_sum), _runner(_fire_row_any)
-
-
-@_compiled
-def sort_first(counts, channels, steps, term, halo, vectors, events, starts):  # type: ignore[no-untyped-def]
-    """Events of a train that fires in the first n steps: each row's sorted by step, on at 0 and off at n, as `starts` tells."""
-    width = term[COLUMNS] * channels
-    words = term[WORDS]
-    places = np.zeros(steps + 1, np.int64)
-    n = term[EVENTS]
+def sort_first(counts, steps, at_once, row_vectors, term, bases, reads, events, starts, kept):  # type: ignore[no-untyped-def]
+    """Events of a train that fires in the first n steps: each row's on at step 0, then off at n, sorted by `at_once` steps, as `starts` tells."""
+    words, rooms = _u(term[COLUMNS] * term[WORDS]), _u(parts(steps, at_once))
+    table, n = _u(term[BASES]), _u(term[EVENTS])
+    places, room_of, later = np.zeros(rooms, np.uint32), np.zeros(steps + 1, np.uint32), np.zeros(steps + 1, np.uint32)
+    for count in range(steps):
+        room_of[count], later[count] = 1 + count // at_once, count % at_once * row_vectors << 16
+    room_of[steps] = rooms - _u(1)
     for row in range(term[ROWS]):
+        phase = _u(_phase(term, row) * term[STRIDE] * term[WORDS] * LANES)
+        begin, bucket = n, _u(term[STARTS]) + _u(row) * rooms
+        for i in range(words):
+            if reads[table + i]:
+                n += unpack_counts(counts, (_u(row) * words + i) * _u(LANES), _u(bases[table + i]) + phase, events, n, kept, n - begin)
+        active = n - begin
         places[:] = 0
-        on = n
-        for x in range(term[COLUMNS]):
-            if (x + term[PAD]) % term[STRIDE] < term[KERNEL]:
-                for c in range(channels):
-                    count = counts[_u(row * width + x * channels + c)]
-                    places[count] += 1
-                    n += count > 0
-        bucket = term[STARTS] + row * (steps + 1)
-        starts[bucket] = on
-        for step in range(1, steps + 1):
-            starts[bucket + step] = n
-            size = places[step]
-            places[step] = n
-            if step < steps:
-                n += size
-        phase0 = ((row + term[ROW_PAD]) % term[ROW_STRIDE]) * term[STRIDE]
-        for x in range(term[COLUMNS]):
-            phase = (x + term[PAD]) % term[STRIDE]
-            if phase >= term[KERNEL]:
-                continue
-            column = (x + term[PAD] - phase) // term[STRIDE] - (term[RUN] - 1) + halo
-            base = _u(column * vectors) << _u(16) | _u((phase0 + phase) * words * LANES)
-            for c in range(channels):
-                count = counts[_u(row * width + x * channels + c)]
-                if count > 0:
-                    events[_u(on)] = base + _u(c)
-                    on += 1
-                    if count < steps:
-                        events[_u(places[count])] = base + _u(c)
-                        places[count] += 1
+        for i in range(active):
+            places[room_of[kept[i]]] += 1
+        starts[bucket] = begin
+        for room in range(_u(1), rooms):
+            starts[bucket + room] = n
+            size = _u(places[room])
+            places[room] = n
+            n += size
+        for i in range(active):
+            room = room_of[kept[i]]
+            events[places[room]] = events[begin + i] + later[kept[i]]
+            places[room] += 1
 
 
 @_compiled
@@ -284,12 +265,11 @@ def write_even(counts, rows, line, steps, arena, to):  # type: ignore[no-untyped
     """
     width = line * LANES
     drive, potential = counts[: rows * width].astype(np.int32), np.zeros(width, np.int32)
-    theta, shift, current = np.full(width, steps, np.int32), np.zeros(width, np.int32), np.zeros(width, np.int16)
+    theta, shift, none, may, how = np.full(width, steps, np.int32), np.zeros(width, np.int32), np.zeros(width, np.int16), arena[:1], np.zeros(4, np.float32)
     for row in range(rows):
         potential[:] = 0
-        for step in range(steps):
-            out = _u(to + (row * steps + step) * line)
-            _fire(potential, _u(0), current, _u(0), drive, _u(row * width), theta, shift, potential, arena, out, _u(line))
+        driven, out = _u(row * width), _u(to + row * steps * line)
+        _fire_even(potential, _u(0), none, _u(0), _u(0), none, drive, driven, theta, shift, drive, may, how, arena, out, _u(line), _u(line), _u(steps))
 
 
 @_compiled
@@ -310,11 +290,12 @@ def pool_train(arena, at, rows, columns, words, steps, kernel, stride, padding, 
 
 
 @_compiled
-def fire_steps(currents, begin, steps, rows, line, drive, neurons, arena, to):  # type: ignore[no-untyped-def]
-    """Neurons on currents `[step, neuron]` computed elsewhere, from step `begin` of their window on."""
-    potential, theta, _, fired, may, rule = neurons
-    for k in range(len(currents)):
-        for row in range(rows):
-            at = _u(row * line * LANES)
-            out = _u(to + (row * steps + begin + k) * line)
-            fire_any(potential, at, currents[k], at, drive, _u(0), theta, fired, arena, out, _u(line), may, rule)
+def fire_steps(currents, begin, count, steps, rows, line, drive, neurons, arena, to):  # type: ignore[no-untyped-def]
+    """Neurons on currents `[step, neuron]` of `count` steps computed elsewhere, from step `begin` of their window on."""
+    potential, held, theta, shift, fired, may, how = neurons
+    width = _u(line * LANES)
+    for row in range(_u(rows)):
+        at, out = row * width, _u(to + begin * line) + row * _u(steps * line)
+        _fire_steps(
+            potential, at, currents, at, _u(rows) * width, held, drive, _u(0), theta, shift, fired, may, how, arena, out, _u(line), _u(line), _u(count)
+        )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from teas.spiking.neuron import IF
 from teas.spiking.trace import Layer
 
 LANES = 16
-_BLOCK = 6144  # neurons that a block of rows may have, so that currents and potentials stay in the nearest cache
+_NEAR, _AT_ONCE = 65_536, 16  # bytes that the currents of several steps may take, to stay in a near cache; most steps at once
 _SIXTEEN, _THIRTY = 2**15, 2**30
 Floats = NDArray[np.float32]
 
@@ -24,6 +25,11 @@ Floats = NDArray[np.float32]
 def padded(channels: int) -> int:
     """Channels rounded up to whole vectors."""
     return -(-channels // LANES) * LANES
+
+
+def aligned(values: NDArray[Any]) -> NDArray[Any]:
+    """A copy that begins where a cache line does, so that no vector lies on two."""
+    return torch.from_numpy(values).clone().numpy()  # torch aligns its memory to 64 bytes
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,11 @@ class Layout:
     rows: NDArray[np.int64] = field(init=False)  # one row of integers a term, see event_kernels
     weights: NDArray[np.generic] = field(init=False)
     halo: tuple[int, int] = field(init=False)
-    block: int = field(init=False)
+    bases: NDArray[np.uint32] = field(init=False)  # of each word of a row of each term: what its first event is,
+    reads: NDArray[np.uint16] = field(init=False)  # and which of its events reach any neuron
+    ring: int = field(init=False)  # rows that a row of a source reaches, at most
+    row_vectors: int = field(init=False)  # that the currents of a row take at one step
+    at_once: int = field(init=False)  # steps that are computed at once
 
     def __post_init__(self) -> None:
         tables, rows, at = [], [], 0
@@ -132,13 +142,16 @@ class Layout:
             tables.append(table.flatten())
             rows.append(row)
             at += table.numel()
+        self.rows = np.array(rows, np.int64).reshape(len(rows), 18)
         kind = torch.int16 if self.numbers.integer else torch.float32
-        self.weights = torch.cat([*tables, torch.zeros(LANES)]).to(kind).numpy()
-        self.rows = np.array(rows, np.int64).reshape(len(rows), 17)
+        self.weights = aligned(torch.cat([*tables, torch.zeros(LANES)]).to(kind).numpy())
         run = max([1, *(row[12] for row in rows)])
         right = max([0, *((row[2] - 1 + row[10]) // row[8] - (self.map.columns - 1) for row in rows)])
         self.halo = (run - 1, right)
-        self.block = max(1, min(self.map.rows, _BLOCK // (self.map.line * LANES)))
+        self.ring = min(self.map.rows, max([1, *(row[11] for row in rows)]))
+        self.row_vectors = (self.map.columns + sum(self.halo)) * self.map.vectors
+        self.at_once = max(1, min(self.steps, _AT_ONCE, _NEAR // (self.ring * self.row_vectors * LANES * self.weights.itemsize)))
+        self._describe_words()
         theta = self.neurons.threshold_for(torch.empty(1, *self.map.shape)).detach()
         theta = theta.reshape(-1)
         self.theta_real = self.map.spread(theta, 1.0)
@@ -149,6 +162,17 @@ class Layout:
         self.shift = one_row.spread((self.numbers.fine - self.numbers.coarse).float(), 0.0).astype(np.int32)
         if self.drive is not None:
             self.drive_row = self._potentials(one_row, self.drive, 0.0)
+
+    def _describe_words(self) -> None:
+        bases, reads = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint16)]
+        for row in self.rows:
+            _, _, columns, words, _, _, kernel, _, stride, _, padding, _, run, *_ = (int(value) for value in row)
+            row[17] = sum(map(len, bases))
+            column, phase = np.divmod(np.arange(columns) + padding, stride)
+            first = (column - (run - 1) + self.halo[0]) * self.map.vectors * 2**16 + phase * words * LANES
+            bases.append((first[:, None] + np.arange(words) * LANES).astype(np.uint32).flatten())
+            reads.append(np.repeat(np.where(phase < kernel, 0xFFFF, 0), words).astype(np.uint16))
+        self.bases, self.reads = np.concatenate(bases), np.concatenate(reads)
 
     def _potentials(self, place: Map, values: Tensor, fill: float) -> NDArray[np.generic]:
         values = values.double().expand(self.map.channels)
@@ -184,7 +208,7 @@ class Layout:
         phases = table.shape[1] * table.shape[2]
         if phases > 2**16:
             raise OverflowError(f"{phases} rows of weights")
-        described = [0, rows, columns, words, 0, *kernel, *stride, *padding, *run, phases * table.shape[3], 0, 0, 0]
+        described = [0, rows, columns, words, 0, *kernel, *stride, *padding, *run, phases * table.shape[3], 0, 0, 0, 0]
         return table, described
 
 

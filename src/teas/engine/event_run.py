@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from teas.engine import event_kernels as kernels
-from teas.engine.event_layout import LANES, Layout, Map, max_pooled_shape
+from teas.engine.event_layout import LANES, Layout, Map, aligned, max_pooled_shape
 from teas.spiking.network import Semantics
 from teas.spiking.neuron import Emission
 from teas.spiking.synapses import run_synapses
@@ -74,22 +74,24 @@ class Worker:
         self.arena = np.zeros(plan.size + 64, np.uint16)
         self.counts = {name: np.zeros(layout.map.size + 64, np.uint16) for name, layout in plan.layouts.items()}
         self.totals = dict.fromkeys(plan.layouts, 0)
-        self.potential = {name: layout.start.copy() for name, layout in plan.layouts.items()}
-        self.fired = {name: np.zeros_like(values) for name, values in self.potential.items()}
+        self.potential = {name: aligned(layout.start) for name, layout in plan.layouts.items()}
+        self.fired = {name: aligned(np.zeros_like(values)) for name, values in self.potential.items()}
         self.may = {name: np.zeros(layout.map.size // LANES, np.uint16) for name, layout in plan.layouts.items()}
+        self.held = {name: aligned(np.zeros(layout.map.size, layout.weights.dtype)) for name, layout in plan.layouts.items()}
         self.rule = {name: _rule(layout, plan.semantics) for name, layout in plan.layouts.items()}
         self.plain = {name: bool(rule[0] == 1 and rule[1] == 1 and rule[3] == 0) for name, rule in self.rule.items()}
         self.rows = {name: layout.rows.copy() for name, layout in plan.layouts.items()}
         self.current = {name: _currents(layout) for name, layout in plan.layouts.items()}
         room = max(_event_room(layout) for layout in plan.layouts.values())
         self.events, self.starts = np.zeros(room, np.uint32), np.zeros(max(_start_room(layout) for layout in plan.layouts.values()), np.uint32)
-        self.retimed = np.zeros(max(layout.map.size for layout in plan.layouts.values()), np.uint16)
+        largest = max(layout.map.size for layout in plan.layouts.values())
+        self.retimed, self.kept = np.zeros(largest, np.uint16), np.zeros(largest + LANES, np.uint32)
 
     def run(self, inputs: Tensor, encoded: dict[str, Tensor], constant: dict[str, Tensor]) -> None:
         """All layers for one image `[1, *shape]`; constant: the current from an analog input by layer; encoded: the input's trains by layer."""
         for name, layout in self.plan.layouts.items():
             self.potential[name][:] = layout.start
-            self.fired[name][:] = 0
+            self.fired[name][:] = self.held[name][:] = 0
             self.may[name][:] = 0xFFFF
             if name in self.plan.dense:
                 self._run_dense(name, inputs, encoded.get(name))
@@ -122,7 +124,7 @@ class Worker:
             kinds.append(kind)
             if kind == kernels.FIRST:
                 events += 2 * row[kernels.ROWS] * row[kernels.COLUMNS] * row[kernels.WORDS] * LANES
-                starts += row[kernels.ROWS] * (layout.steps + 1) + 1
+                starts += row[kernels.ROWS] * kernels.parts(layout.steps, layout.at_once)
         keeps = not kinds or kernels.FIRST in kinds or kernels.SPIKES not in kinds
         for row, kind in zip(rows, kinds, strict=True):
             row[kernels.KIND] = kind if kind == kernels.FIRST else kernels.CHANGES if keeps else kernels.SPIKES
@@ -132,13 +134,13 @@ class Worker:
         run = kernels.run_any if not self.plain[name] else kernels.run_sums if name in self.plan.sums else kernels.run_plain
         shape = (layout.map.rows, layout.map.columns, layout.map.vectors)
         run(
-            self.arena, self.plan.trains[name], layout.steps, shape, layout.block, layout.halo, rows, layout.weights, keeps, self.current[name],
-            drive, drive_row, self._neurons(name), self.events, self.starts,
+            self.arena, self.plan.trains[name], layout.steps, shape, layout.ring, layout.at_once, layout.halo, rows, layout.weights, keeps, self.current[name],
+            drive, drive_row, self._neurons(name), layout.bases, layout.reads, self.events, self.starts,
         )  # fmt: skip
 
     def _neurons(self, name: str) -> tuple[NDArray[np.generic], ...]:
         layout = self.plan.layouts[name]
-        return self.potential[name], layout.theta, layout.shift, self.fired[name], self.may[name], self.rule[name]
+        return self.potential[name], self.held[name], layout.theta, layout.shift, self.fired[name], self.may[name], self.rule[name]
 
     def _send(self, name: str, number: int, row: NDArray[np.int64]) -> tuple[int, int]:
         """Where a term's train lies, in the window of the layer that reads it, and what its events are."""
@@ -152,8 +154,8 @@ class Worker:
         elif self.plan.semantics.code == "rate" and self.plan.semantics.layout == "first" and not term.pools:
             self._retime(term.source, layout.steps)
             kernels.sort_first(
-                self.retimed, int(row[kernels.WORDS]) * LANES, layout.steps, row, layout.halo[0], layout.map.vectors, self.events, self.starts
-            )  # fmt: skip
+                self.retimed, layout.steps, layout.at_once, layout.row_vectors, row, layout.bases, layout.reads, self.events, self.starts, self.kept
+            )
             return at, kernels.FIRST
         else:
             self._copy(term.source, layout.steps, at)
@@ -219,9 +221,10 @@ class Worker:
             if INPUT in layout.layer.sources:
                 trains[INPUT] = inputs.expand(end - begin, *inputs.shape[1:]) if encoded is None else encoded[begin:end].flatten(0, 1)
             current = run_synapses(layout.layer, trains, self.plan.module, steps=end - begin)
-            flat = np.stack([place.spread(step, 0.0) for step in current])
+            flat = np.concatenate([place.spread(step, 0.0) for step in current])
             drive = np.zeros(place.line * LANES, np.float32)
-            kernels.fire_steps(flat, begin, layout.steps, place.rows, place.line, drive, self._neurons(name), self.arena, self.plan.trains[name])
+            to = self.plan.trains[name]
+            kernels.fire_steps(flat, begin, len(current), layout.steps, place.rows, place.line, drive, self._neurons(name), self.arena, to)
 
 
 def _rule(layout: Layout, semantics: Semantics) -> NDArray[np.float32]:
@@ -230,15 +233,13 @@ def _rule(layout: Layout, semantics: Semantics) -> NDArray[np.float32]:
 
 
 def _currents(layout: Layout) -> NDArray[np.generic]:
-    columns = layout.map.columns + sum(layout.halo)
-    return np.zeros(layout.block * columns * layout.map.vectors * LANES, np.int16 if layout.numbers.integer else np.float32)
+    return aligned(np.zeros(layout.ring * layout.at_once * layout.row_vectors * LANES, layout.weights.dtype))
 
 
 def _event_room(layout: Layout) -> int:
-    rows = layout.rows
-    neurons = [int(row[kernels.ROWS] * row[kernels.COLUMNS] * row[kernels.WORDS]) * LANES for row in rows]
-    return 2 * sum(neurons) + max([0, *neurons]) + 64
+    row_neurons = [int(row[kernels.COLUMNS] * row[kernels.WORDS]) * LANES for row in layout.rows]
+    return 2 * sum(int(row[kernels.ROWS]) * size for row, size in zip(layout.rows, row_neurons, strict=True)) + layout.at_once * max([0, *row_neurons]) + 64
 
 
 def _start_room(layout: Layout) -> int:
-    return sum(int(row[kernels.ROWS]) * (layout.steps + 1) + 1 for row in layout.rows) + 1
+    return 1 + sum(int(row[kernels.ROWS]) * int(kernels.parts(layout.steps, layout.at_once)) for row in layout.rows)

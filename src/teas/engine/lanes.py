@@ -14,6 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16
+_TOGETHER = 4  # vectors whose steps are computed in turn, so that none waits for its own last step
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
 
@@ -115,71 +116,146 @@ def count_bits(typing: Any, words: Any, at: Any, stride: Any, steps: Any, counts
     return types.void(words, at, stride, steps, counts, to), build
 
 
-def firing(sums: bool, resets: bool) -> Callable[..., None]:
-    """One step of neurons that subtract their threshold: `V += z + drive`, fire where `V >= θ`, `V -= θ`; the mask goes to `bits`.
+@intrinsic
+def unpack_counts(typing: Any, counts: Any, at: Any, base: Any, events: Any, to: Any, kept: Any, keep_to: Any) -> Any:
+    """Write `base + i` to `events[to:]` and the count to `kept[keep_to:]` for each of 16 counts that is not 0; returns how many these are."""
 
-    sums: add the potentials at a spike to `fired`. resets: set z to 0 afterwards. Integer currents are shifted to the potential's unit.
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        block, (_, at, base, _, to, _, keep_to) = _Block(context, builder, signature, arguments), arguments
+        vector = ir.VectorType(_I32, LANES)
+        found = block.load(0, at)
+        mask = builder.icmp_unsigned("!=", found, ir.Constant(found.type, [0] * LANES))
+        numbered = builder.add(block.splat(builder.trunc(base, _I32)), ir.Constant(vector, list(range(LANES))))
+        for argument, index, values in ((3, to, numbered), (5, keep_to, builder.zext(found, vector))):
+            packed = block.call(f"llvm.experimental.vector.compress.v{LANES}i32", vector, values, mask, ir.Constant(vector, ir.Undefined))
+            block.store(packed, argument, index)
+        return builder.zext(builder.ctpop(builder.bitcast(mask, _I16)), _I64)
+
+    return types.uint64(counts, at, base, events, to, kept, keep_to), build
+
+
+class _Kept:
+    """Values of 16 neurons that wait in registers from step to step: loaded before the first, stored after the last."""
+
+    def __init__(self, block: _Block, index: dict[int, Any]):
+        """index: where the 16 lie in an array, by the number of the argument that this is."""
+        self.block, self.index = block, index
+        self.places = {argument: cgutils.alloca_once_value(block.builder, block.load(argument, at)) for argument, at in index.items()}
+
+    def __getitem__(self, argument: int) -> Any:
+        return self.block.builder.load(self.places[argument])
+
+    def __setitem__(self, argument: int, value: Any) -> None:
+        self.block.builder.store(value, self.places[argument])
+
+    def store(self) -> None:
+        for argument, at in self.index.items():
+            self.block.store(self[argument], argument, at)
+
+
+class _May:
+    """Which of 16 neurons may fire, and the rule of their reset, see `firing`."""
+
+    def __init__(self, block: _Block, may: int, at: Any):
+        self.block, builder = block, block.builder
+        self.pointer = block.pointer(may, builder.udiv(at, ir.Constant(_I64, LANES)))
+        self.place = cgutils.alloca_once_value(builder, builder.load(self.pointer))
+        leak, subtracts, v_reset, once = (builder.load(block.pointer(may + 1, ir.Constant(_I64, number))) for number in range(4))
+        zero = ir.Constant(ir.FloatType(), 0.0)
+        self.leak, self.v_reset = block.splat(leak), block.splat(v_reset)
+        self.subtracts, self.once = builder.fcmp_ordered("!=", subtracts, zero), builder.fcmp_ordered("!=", once, zero)
+
+    def fire(self, reached: Any) -> Any:
+        """Those of the neurons at their threshold that fire."""
+        builder = self.block.builder
+        may = builder.load(self.place)
+        bits = builder.and_(builder.bitcast(reached, _I16), may)
+        builder.store(builder.select(self.once, builder.and_(may, builder.not_(bits)), may), self.place)
+        return builder.bitcast(bits, _MASK)
+
+    def store(self) -> None:
+        self.block.builder.store(self.block.builder.load(self.place), self.pointer)
+
+
+class _Neurons:
+    """16 neurons of `firing`: what they keep, and what is the same at every step."""
+
+    def __init__(self, block: _Block, number: Any, at: Any, driven: Any, rule: str, keeps: bool):
+        builder = block.builder
+        self.number, self.begin = number, builder.mul(number, ir.Constant(_I64, LANES))
+        here = builder.add(at, self.begin)
+        kept = [0, *([5] if keeps else []), *([10] if rule != "subtract" else [])]
+        self.kept = _Kept(block, dict.fromkeys(kept, here))
+        self.drive, self.theta, self.shift = block.load(6, builder.add(driven, self.begin)), block.load(8, self.begin), block.load(9, self.begin)
+        self.may = _May(block, 11, here) if rule == "any" else None
+
+    def store(self) -> None:
+        self.kept.store()
+        if self.may is not None:
+            self.may.store()
+
+
+def firing(rule: str, keeps: bool) -> Callable[..., None]:
+    """Several steps of `n` times 16 neurons: `V += z + drive`, fire where `V >= θ`, reset; the spikes of step t go to `bits[to + t·line:]`.
+
+    What changes at step t lies in `current[from_ + t·pitch:]`, and is 0 afterwards. keeps: it is added to the current in `held`, which lasts;
+    otherwise it is the current of that step. Integer currents are shifted to the potential's unit.
+    rule: `subtract` subtracts the threshold; `sums` adds the potentials at a spike to `fired` beside; `any` is `sums` in float32 for every
+    reset: the array `rule` holds leak, whether to subtract, v_reset, whether to fire once, and `may` a mask of the neurons that may
+    fire, for every 16 of the layer; one that fires once loses its bit.
     """
 
     @intrinsic
     def fire(
-        typing: Any, potential: Any, at: Any, current: Any, from_: Any, drive: Any, driven: Any, theta: Any, shift: Any, fired: Any, bits: Any, to: Any, n: Any
-    ) -> Any:
+        typing: Any, potential: Any, at: Any, current: Any, from_: Any, pitch: Any, held: Any, drive: Any, driven: Any, theta: Any, shift: Any, fired: Any,
+        may: Any, how: Any, bits: Any, to: Any, line: Any, n: Any, steps: Any,
+    ) -> Any:  # fmt: skip
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            block, (_, at, _, from_, _, driven, _, _, _, _, to, n) = _Block(context, builder, signature, arguments), arguments
+            block = _Block(context, builder, signature, arguments)
+            _, at, _, from_, pitch, _, _, driven, _, _, _, _, _, _, to, line, n, steps = arguments
             integer = block.is_integer(0)
             plus, minus = (builder.add, builder.sub) if integer else (builder.fadd, builder.fsub)
-            with cgutils.for_range(builder, n) as loop:
-                i = builder.mul(loop.index, ir.Constant(_I64, LANES))
-                z, theta = block.load(2, builder.add(from_, i)), block.load(6, i)
-                if resets:
-                    block.store(ir.Constant(z.type, [0] * LANES), 2, builder.add(from_, i))
+
+            def step(neurons: _Neurons, turn: Any) -> None:
+                """One step of 16 neurons."""
+                kept, theta, may = neurons.kept, neurons.theta, neurons.may
+                now = builder.add(builder.add(from_, builder.mul(turn, pitch)), neurons.begin)
+                z = block.load(2, now)
+                block.store(ir.Constant(z.type, [0] * LANES), 2, now)
+                if keeps:
+                    z = kept[5] = plus(kept[5], z)
                 if integer:
-                    z = builder.shl(builder.sext(z, ir.VectorType(_I32, LANES)), block.load(7, i))
-                v = plus(block.load(0, builder.add(at, i)), plus(z, block.load(4, builder.add(driven, i))))
-                mask = builder.icmp_signed(">=", v, theta) if integer else builder.fcmp_ordered(">=", v, theta)
-                if sums:
-                    old = block.load(8, builder.add(at, i))
-                    block.store(builder.select(mask, plus(old, v), old), 8, builder.add(at, i))
-                block.store(builder.select(mask, minus(v, theta), v), 0, builder.add(at, i))
-                builder.store(builder.bitcast(mask, _I16), block.pointer(9, builder.add(to, loop.index)))
+                    z = builder.shl(builder.sext(z, theta.type), neurons.shift)
+                charge = plus(z, neurons.drive)
+                if may is None:
+                    v = plus(kept[0], charge)
+                    mask = builder.icmp_signed(">=", v, theta) if integer else builder.fcmp_ordered(">=", v, theta)
+                    after = minus(v, theta)
+                else:
+                    v = block.call(f"llvm.fma.v{LANES}f32", charge.type, may.leak, kept[0], charge)
+                    mask = may.fire(builder.fcmp_ordered(">=", v, theta))
+                    after = builder.select(may.subtracts, builder.fsub(v, theta), may.v_reset)
+                if rule != "subtract":
+                    kept[10] = builder.select(mask, plus(kept[10], v), kept[10])
+                kept[0] = builder.select(mask, after, v)
+                word = builder.add(builder.add(to, builder.mul(turn, line)), neurons.number)
+                builder.store(builder.bitcast(mask, _I16), block.pointer(13, word))
+
+            whole = builder.udiv(n, ir.Constant(_I64, _TOGETHER))
+            done = builder.mul(whole, ir.Constant(_I64, _TOGETHER))
+            for times, together, first in ((whole, _TOGETHER, ir.Constant(_I64, 0)), (builder.sub(n, done), 1, done)):
+                with cgutils.for_range(builder, times) as places:
+                    number = builder.add(first, builder.mul(places.index, ir.Constant(_I64, together)))
+                    numbers = [builder.add(number, ir.Constant(_I64, i)) for i in range(together)]
+                    group = [_Neurons(block, number, at, driven, rule, keeps) for number in numbers]
+                    with cgutils.for_range(builder, steps) as loop:
+                        for neurons in group:
+                            step(neurons, loop.index)
+                    for neurons in group:
+                        neurons.store()
             return context.get_dummy_value()
 
-        return types.void(potential, at, current, from_, drive, driven, theta, shift, fired, bits, to, n), build
+        types_ = (potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, bits, to, line, n, steps)
+        return types.void(*types_), build
 
     return fire
-
-
-@intrinsic
-def fire_any(
-    typing: Any, potential: Any, at: Any, current: Any, from_: Any, drive: Any, driven: Any, theta: Any, fired: Any, bits: Any, to: Any, n: Any, may: Any,
-    rule: Any,
-) -> Any:  # fmt: skip
-    """As `firing` with sums, in float32, for every rule of reset: `rule` holds leak, whether to subtract, v_reset, whether to fire once.
-
-    `may` holds a mask of the neurons that may fire, for every 16 of the layer; a neuron that fires once loses its bit.
-    """
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        block, (_, at, _, from_, _, driven, _, _, _, to, n, _, _) = _Block(context, builder, signature, arguments), arguments
-        leak, subtracts, v_reset, once = (builder.load(block.pointer(12, ir.Constant(_I64, number))) for number in range(4))
-        zero = ir.Constant(ir.FloatType(), 0.0)
-        subtracts, once = builder.fcmp_ordered("!=", subtracts, zero), builder.fcmp_ordered("!=", once, zero)
-        with cgutils.for_range(builder, n) as loop:
-            i = builder.mul(loop.index, ir.Constant(_I64, LANES))
-            sixteen = builder.udiv(builder.add(at, i), ir.Constant(_I64, LANES))
-            theta, old = block.load(6, i), block.load(7, builder.add(at, i))
-            charge = builder.fadd(block.load(2, builder.add(from_, i)), block.load(4, builder.add(driven, i)))
-            v = block.call(f"llvm.fma.v{LANES}f32", charge.type, block.splat(leak), block.load(0, builder.add(at, i)), charge)
-            may_pointer = block.pointer(11, sixteen)
-            may = builder.load(may_pointer)
-            bits = builder.and_(builder.bitcast(builder.fcmp_ordered(">=", v, theta), _I16), may)
-            mask = builder.bitcast(bits, _MASK)
-            builder.store(builder.select(once, builder.and_(may, builder.not_(bits)), may), may_pointer)
-            block.store(builder.select(mask, builder.fadd(old, v), old), 7, builder.add(at, i))
-            after = builder.select(subtracts, builder.fsub(v, theta), block.splat(v_reset))
-            block.store(builder.select(mask, after, v), 0, builder.add(at, i))
-            builder.store(bits, block.pointer(8, builder.add(to, loop.index)))
-        return context.get_dummy_value()
-
-    return types.void(potential, at, current, from_, drive, driven, theta, fired, bits, to, n, may, rule), build

@@ -98,7 +98,8 @@ class SpikingNetwork(nn.Module):
     The input `[batch, *shape]` is encoded over the window of each layer that reads it. A train that crosses to a layer with another window
     is re-timed on that edge (Eq. 3); branches that meet are each re-timed to the window of the layer that receives them. Logits are firing
     rates (rate code) or negative first spike times (first-spike code) of a spiking output layer (Eq. 7), or else the mean current of a readout.
-    With the attribute `recompute` set, training under immediate firing keeps the trains alone, as bits, and runs each layer again on its way back.
+    With the attribute `recompute` set, training under immediate firing keeps the trains alone, as bits, and runs each layer again on its way back;
+    with `recompute` = "neurons" it keeps the sums of synapses as well, and runs only norms and neurons again, in little more time than without.
 
     Raises `TeasError` for a module that can't be traced or has no spiking layer, windows that don't fit, or options that exclude each other.
     """
@@ -118,7 +119,7 @@ class SpikingNetwork(nn.Module):
         if self.semantics.encoding == "train" and self.layers[-1].neurons is None and INPUT in self.layers[-1].sources:
             raise TeasError("the output reads the input itself, which encoding 'train' gives in steps; let spiking layers read the train")
         self.windows = TimeWindows.uniform(self.spiking_layers, windows) if isinstance(windows, int) else windows
-        self.recompute = False
+        self.recompute: bool | str = False
 
     @property
     def windows(self) -> TimeWindows:
@@ -209,7 +210,7 @@ class SpikingNetwork(nn.Module):
             return run(*trains.values())
         binary = [train for name, train in trains.items() if name != INPUT or self.semantics.encoding != "direct"]
         called = [self.module.get_submodule(str(operation.target)) for operation in layer.synapses if operation.kind == "call_module"]
-        return recomputed(run, list(trains.values()), binary, called)
+        return recomputed(run, list(trains.values()), binary, called, keep_sums=self.recompute == "neurons")
 
     def _release(self, layer: Layer, emissions: dict[str, Emission]) -> None:
         """Forget the trains that no later layer reads."""

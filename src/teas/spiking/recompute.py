@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from teas.spiking.neuron import Emission
 
@@ -28,10 +29,16 @@ def from_bits(bits: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return rows.flatten()[: shape.numel()].view(shape).to(dtype)
 
 
-def recomputed(run: Callable[..., Emission], inputs: Sequence[Tensor], trains: Sequence[Tensor], norms: Sequence[nn.Module]) -> Emission:
+_SUMS = {getattr(torch.ops.aten, name).default for name in ("convolution", "mm", "addmm", "bmm")}  # dear to compute: a product of matrices
+
+
+def recomputed(
+    run: Callable[..., Emission], inputs: Sequence[Tensor], trains: Sequence[Tensor], norms: Sequence[nn.Module], keep_sums: bool = False
+) -> Emission:
     """`run(*inputs)`, run again in the backward pass: until then only its inputs are kept, those that are spike trains (`trains`) as bits.
 
-    norms: the batch norms inside, whose running statistics the second run leaves alone.
+    norms: the batch norms inside, whose running statistics the second run leaves alone. keep_sums: keep what convolutions and linear maps
+    computed too, so that the second run repeats none of them.
     """
     binary = {train.data_ptr() for train in trains}
 
@@ -41,9 +48,26 @@ def recomputed(run: Callable[..., Emission], inputs: Sequence[Tensor], trains: S
     def unpack(kept: Any) -> Tensor:
         return from_bits(*kept) if isinstance(kept, tuple) else kept
 
-    with saved_tensors_hooks(pack, unpack):
-        emission: Emission = checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _frozen(norms)))
+    def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        first, again = contextlib.nullcontext(), contextlib.nullcontext()
+        if keep_sums:
+            first, again = create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
+        return first, _both(_frozen(norms), again)
+
+    with saved_tensors_hooks(pack, unpack), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A saved_tensors_hooks context", FutureWarning)  # sums are no trains: the hooks pass them on or never see them
+        emission: Emission = checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts)
     return emission
+
+
+def _policy(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in _SUMS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@contextlib.contextmanager
+def _both(first: contextlib.AbstractContextManager[None], second: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from teas.engine import ENGINES
 from teas.errors import TeasError, check_choice
 from teas.spiking.network import SpikingNetwork
 from teas.study.bench_contender import CONTENDERS, OURS, TRAINING, Task
-from teas.study.bench_networks import NETWORKS
+from teas.study.bench_networks import NETWORKS, multiplications
 from teas.study.bench_peers import PEERS
 
 Say = Callable[[str], None]
@@ -98,8 +98,12 @@ def _best(work: Callable[[], Any]) -> float:
 
 
 def with_ratios(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows with the speed over the fastest peer's at the same network and window, and the time over the float32 ANN's."""
+    """Rows with the speed over the fastest peer's at the same network and window, the time over the float32 ANN's, and the share of the roofline.
+
+    That share is of the float32 multiply-accumulates that one pass of the ANN takes, whatever the contender computes instead.
+    """
     rows = []
+    passes = {name: multiplications(name) for name in {row["network"] for row in results["rows"]}}
     for row in results["rows"]:
         alike = [other for other in results["rows"] if other["network"] == row["network"]]
         peers = [other["images_per_second"] for other in alike if other["contender"] in PEERS and other["window"] == row["window"]]
@@ -109,6 +113,8 @@ def with_ratios(results: dict[str, Any]) -> list[dict[str, Any]]:
         extra = {"over_fastest_peer": over_peers, "time_over_ann": row["median_seconds"] / ann if ann and row["contender"] not in TRAINING else None}
         if trained and row["contender"] in TRAINING:
             extra |= {"over_fastest_peer": row["images_per_second"] / trained["images_per_second"], "memory_over_peer": row["added_mib"] / trained["added_mib"]}
+        if row["contender"] not in TRAINING:
+            extra["of_roofline"] = row["images_per_second"] * passes[row["network"]] / 1e9 / results["machine"]["fp32_gmac_per_second"]
         rows.append({**row, **extra})
     return rows
 

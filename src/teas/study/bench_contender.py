@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import json
 import statistics
@@ -28,6 +29,7 @@ PLAIN = ("ann", "ann_int8")
 CONTENDERS = (*PEERS, *PLAIN, *OURS)
 TRAINING = tuple(bench_training.STEPS)
 _CHECKED = 4  # images that are compared with the reference's answer
+_MMAP_THRESHOLD, _AT_ONCE, _USUAL = -3, 2**20, 2**25  # mallopt's number of the size from which blocks go back at once, and two such sizes
 _LEVELS = 255  # of an activation in 8 bits
 Run = Callable[[Tensor], Tensor]
 
@@ -71,6 +73,7 @@ def _engine(network: Any, name: str) -> Run:
 def measure(task: Task) -> dict[str, Any]:
     """Times of all rounds in seconds and the peak of memory in MiB, or why there are none."""
     torch.set_num_threads(task.threads)
+    _map_from(_AT_ONCE)
     if task.contender in TRAINING:
         return _rounds(task, [bench_training.STEPS[task.contender](task.window, task.batch)])
     try:
@@ -89,7 +92,8 @@ def measure(task: Task) -> dict[str, Any]:
 
 def _rounds(task: Task, runs: list[Callable[[], Any]]) -> dict[str, Any]:
     best: list[float] = []
-    before = _forget_peak()
+    before, peak = _peak(runs[0])
+    _map_from(_USUAL)
     for run in runs:
         run()  # the first warms up
         spent: list[float] = []
@@ -101,7 +105,6 @@ def _rounds(task: Task, runs: list[Callable[[], Any]]) -> dict[str, Any]:
                 break
         if not best or statistics.median(spent) < statistics.median(best):
             best = spent
-    peak = _memory("VmHWM")
     return {"seconds": best, "peak_mib": peak, "added_mib": peak - before}
 
 
@@ -111,11 +114,22 @@ def _memory(what: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def _forget_peak() -> float:
-    """Let the peak of memory begin at what is in use now, so that it does not tell what building the network took; returns that."""
+def _peak(run: Callable[[], Any]) -> tuple[float, float]:
+    """MiB in use before a round, and at its peak. What building the network took is forgotten, and what libraries take when first used."""
+    run()
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    return _memory("VmRSS")
+    before = _memory("VmRSS")
+    run()
+    return before, _memory("VmHWM")
+
+
+def _map_from(size: int) -> None:
+    """Blocks of `size` bytes and more go back to the system when they are freed. All large ones do while memory is measured, so that the peak
+    is what is in use, not what the allocator keeps in pieces of the wrong size; asking again takes time, so that fewer do in the timed rounds.
+    """
+    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, size)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,17 @@ def images(name: str, number: int) -> Tensor:
 
 
 @torch.no_grad()
+def multiplications(name: str) -> int:
+    """Multiply-accumulates of the ANN for one image: those of its convolutions and linear maps."""
+    ann, found = NETWORKS[name][0]().eval(), []
+    for child in ann.modules():
+        if isinstance(child, (nn.Conv2d, nn.Linear)):
+            child.register_forward_hook(lambda module, _, output: found.append(module.weight[0].numel() * output[0].numel()))
+    ann(images(name, 1))
+    return sum(found)
+
+
+@torch.no_grad()
 def network(name: str, window: int, weights: Path | None = None) -> tuple[nn.Module, SpikingNetwork]:
     """The ANN, and its spiking network for immediate firing at one window; without a file of weights both are random.
 
