@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -105,7 +104,7 @@ def train(
     """
     if recipe.distillation and teacher is None:
         raise TeasError(f"distillation is {recipe.distillation} but there is no teacher; give one, or set distillation to 0")
-    if recipe.compiled and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+    if recipe.compiled and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         raise TeasError("the recipe's `compiled` needs a C++ compiler, and none of c++, g++, clang++ is on the path; install one, or set it to false")
     if budget is not None and (recipe.together or recipe.compiled):
         raise TeasError("windows are learned one set at a time and change while they are; leave out together and compiled")
