@@ -48,18 +48,17 @@ def test_recomputation_changes_no_bit_of_weights_and_statistics():
     assert plain.state_dict()["module.norm1.num_batches_tracked"] == 1
 
 
-def test_every_way_to_recompute_has_the_same_gradients():
+def test_recomputation_has_the_same_gradients():
     inputs, labels = examples()
     found = []
-    for recompute in (False, True, "neurons"):
+    for recompute in (False, True):
         net = network().train()
         net.recompute = recompute
         nn.functional.cross_entropy(5 * net(inputs).logits, labels).backward()
         found.append({name: parameter.grad for name, parameter in net.named_parameters()})
     assert any(gradient.abs().sum() > 0 for gradient in found[0].values())
-    for other in found[1:]:
-        for name, gradient in found[0].items():
-            assert torch.equal(gradient, other[name]), name
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
 
 
 def kept_bytes(recompute):
@@ -74,12 +73,13 @@ def kept_bytes(recompute):
 
 
 def test_recomputation_keeps_little_more_than_bits():
-    plain, small = kept_bytes(False), kept_bytes(True)
-    potentials = 4 * 64 * (6 * 4 * 12 * 12 + 4 * 6 * 2 * 2 + 3 * 20 + 5 * 3)  # float32, time by batch by neuron
-    assert plain > 2 * potentials  # trains and potentials at the least
+    kept, small = kept_bytes(False), kept_bytes(True)
+    convolved, mapped = 4 * 64 * (4 * 12 * 12 + 4 * 6 * 2 * 2), 4 * 64 * (3 * 20 + 5 * 3)  # float32 sums; those of the first layer are alike at every step
+    trains = 64 * (6 * 4 * 12 * 12 + 4 * 6 * 2 * 2 + 3 * 20 + 5 * 3) / 8  # bits, time by batch by neuron
+    pooled = 64 * 4 * 4 * 4 * 4 * (4 + 8)  # at the window of the second layer: a smaller train before its convolution, and indices of 8 bytes
     records = 3 * 4 * 64 * (4 * 12 * 12 + 6 * 2 * 2 + 20 + 3)  # counts, mean firing potentials, residuals
-    assert small < records + potentials / 8  # and bits, but no potential and no train of any step
-    assert small < kept_bytes("neurons") < plain - potentials  # sums beside, but neither normalised ones nor potentials
+    assert small < records + 2 * trains  # bits, but no potential and no train of any step
+    assert small < kept < records + convolved + mapped + 4 * trains + 2 * pooled  # sums beside, but neither normalised ones nor potentials
 
 
 def test_parts_of_a_batch_make_the_same_step():
@@ -160,3 +160,44 @@ def test_other_errors_pass():
 
 def test_peak_memory_is_that_of_the_process():
     assert 20 < peak_memory(torch.device("cpu")) < 1e6
+
+
+NORMS = {"usual": {}, "cumulative": {"momentum": None}, "plain": {"affine": False}, "forgetful": {"track_running_stats": False}}
+NEURONS = {
+    "leaky": lambda: teas.LIF(0.75, learn_leak=True, surrogate="arctan"),
+    "subtracting": lambda: teas.IF(0.5, reset="subtract", learn_threshold=True, surrogate="arctan"),
+}
+
+
+@pytest.mark.parametrize("options", NORMS.values(), ids=NORMS)
+@pytest.mark.parametrize("code", ["rate", "first_spike"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("neurons", NEURONS.values(), ids=NEURONS)
+def test_a_norm_inside_the_window_is_the_norm_before_it(neurons, dtype, code, options):
+    """A hooked norm stays a module of its own, whose gradients autograd finds; in 16 bits they depend on the order in memory: 20 %."""
+    found = []
+    for hooked in (False, True):
+        torch.manual_seed(3)
+        norms = [nn.BatchNorm2d(4, **options), nn.BatchNorm2d(5, **options)]
+        convolutions = nn.Conv2d(2, 4, 3, bias=False), norms[0], neurons(), nn.Conv2d(4, 5, 3, bias=False), norms[1], neurons()
+        net = teas.SpikingNetwork(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(45, 3), neurons()), 4, code=code)
+        net.windows = dict(zip(net.spiking_layers, (4, 6, 9), strict=True))
+        if hooked:
+            for norm in norms:
+                norm.register_forward_hook(lambda *_: None)
+        net.train()
+        inputs = torch.randn(7, 2, 7, 7, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = net(inputs).logits
+        (logits - 1).square().sum().backward()
+        state = {f"state {name}": value for name, value in net.state_dict().items()}
+        found.append({"inputs": inputs.grad, "logits": logits.detach(), **state, **{name: p.grad for name, p in net.named_parameters()}})
+    assert found[0]["inputs"].norm() > 0
+    for name, value in found[0].items():
+        assert (value - found[1][name]).double().norm() <= (0 if dtype == torch.float32 else 0.2) * found[1][name].double().norm(), name
+
+
+def test_a_batch_of_one_value_a_channel_is_told():
+    net = teas.SpikingNetwork(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), teas.IF(), nn.Linear(4, 2)), 4).train()
+    with pytest.raises(teas.TeasError, match="more than one value per channel"):
+        net(torch.randn(1, 3))

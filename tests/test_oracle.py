@@ -10,7 +10,7 @@ from torch import nn
 
 import oracle
 import teas
-from teas.spiking import neuron as neuron_module
+from teas.spiking import network as network_module
 from teas.spiking import temporal_transform
 
 WIDTH = 3
@@ -148,13 +148,8 @@ def broken_fire(monkeypatch):
 
 
 def broken_reset(monkeypatch):
-    real = neuron_module._Window.apply
-
-    def zero(current, threshold, leak, neuron, once):
-        twin = teas.IF(neuron.threshold, reset="zero", v0=neuron.v0)
-        return real(current, threshold, leak, twin, once)
-
-    monkeypatch.setattr(neuron_module._Window, "apply", zero)
+    real = network_module.run_immediate
+    monkeypatch.setattr(network_module, "run_immediate", lambda sums, neuron, *rest: real(sums, teas.IF(neuron.threshold, reset="zero", v0=neuron.v0), *rest))
 
 
 def broken_count(monkeypatch):

@@ -138,6 +138,27 @@ def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path):
         train(student(), samples(), recipe, teacher=teacher, seed=3, checkpoint=tmp_path / "half.safetensors")
 
 
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_answers_are_softened_by_the_temperature(temperature):
+    net, teacher = student().eval(), Net().eval()
+    inputs, labels = next(iter(samples()))
+    with torch.no_grad():
+        ours, theirs = ((network(inputs) / temperature).softmax(1) for network in (student().train(), teacher))
+    expected = temperature**2 * (theirs * (theirs.log() - ours.log())).sum() / len(labels)
+    found = train(net, DataLoader(TensorDataset(inputs, labels), 16), Recipe(epochs=1, distillation=1.0, temperature=temperature), teacher=teacher)
+    assert found[0].loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_mixup_learns_mixtures_of_inputs_and_labels():
+    """At a large `α` shares are a half, to 1e-4: the loss of the mean of an input and its mirror image, for both labels."""
+    inputs, labels = next(iter(samples()))
+    with torch.no_grad():
+        logits = student().train()((inputs + inputs.flip(0)) / 2)
+        expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits, labels.flip(0))) / 2
+    found = train(student(), DataLoader(TensorDataset(inputs, labels), 16), Recipe(epochs=1, mixup=1e8))
+    assert found[0].loss == pytest.approx(float(expected), rel=1e-3)
+
+
 def test_compiled_training_computes_the_same(monkeypatch):
     plain, compiled, teacher = student(), student(), Net().eval()
     history = train(plain, samples(), Recipe(epochs=2, rate=0.05, distillation=0.5), teacher=teacher, seed=3)
@@ -168,6 +189,8 @@ def test_bad_recipes_and_a_divergence_are_told():
         ({"rate": math.nan}, "positive rate"),
         ({"precision": "int8"}, "bfloat16"),
         ({"distillation": 2.0}, "share"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"mixup": -1.0}, "mixup at least 0"),
     ):
         with pytest.raises(teas.TeasError, match=message):
             Recipe(**options)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from teas.errors import TeasError, check_choice
 from teas.spiking.coding import ENCODINGS, LAYOUTS, count_to_train, encode, first_spike_time
 from teas.spiking.neuron import FIRINGS, IF, Emission, run_immediate, run_two_phase
-from teas.spiking.recompute import recomputed
+from teas.spiking.recompute import kept_as_bits, recomputed
 from teas.spiking.synapses import run_synapses
 from teas.spiking.temporal_transform import ROUNDINGS, TRANSFORMS, retime
 from teas.spiking.time_windows import TimeWindows
 from teas.spiking.trace import INPUT, Layer, cut
+from teas.spiking.window import Norm, joins_window
 
 CODES = ("rate", "first_spike")
 
@@ -98,8 +99,8 @@ class SpikingNetwork(nn.Module):
     The input `[batch, *shape]` is encoded over the window of each layer that reads it. A train that crosses to a layer with another window
     is re-timed on that edge (Eq. 3); branches that meet are each re-timed to the window of the layer that receives them. Logits are firing
     rates (rate code) or negative first spike times (first-spike code) of a spiking output layer (Eq. 7), or else the mean current of a readout.
-    With the attribute `recompute` set, training under immediate firing keeps the trains alone, as bits, and runs each layer again on its way back;
-    with `recompute` = "neurons" it keeps the sums of synapses as well, and runs only norms and neurons again, in little more time than without.
+    Training under immediate firing keeps trains as bits and the sums of synapses, and computes potentials again on its way back; with the attribute
+    `recompute` set it keeps the trains alone, and runs each layer's synapses again too.
 
     Raises `TeasError` for a module that can't be traced or has no spiking layer, windows that don't fit, or options that exclude each other.
     """
@@ -119,7 +120,7 @@ class SpikingNetwork(nn.Module):
         if self.semantics.encoding == "train" and self.layers[-1].neurons is None and INPUT in self.layers[-1].sources:
             raise TeasError("the output reads the input itself, which encoding 'train' gives in steps; let spiking layers read the train")
         self.windows = TimeWindows.uniform(self.spiking_layers, windows) if isinstance(windows, int) else windows
-        self.recompute: bool | str = False
+        self.recompute = False
 
     @property
     def windows(self) -> TimeWindows:
@@ -178,39 +179,51 @@ class SpikingNetwork(nn.Module):
             record[layer.name] = self._recorded(emission, layer.name == self.spiking_layers[-1])
             if keep_spikes:
                 record[layer.name] = self._with_spikes(record[layer.name], layer, inputs, emissions)
-            if self.recompute:
-                self._release(layer, emissions)
+            self._release(layer, emissions)
         if self.semantics.code == "rate":
             return Output(emission.count / emission.window, record)
         assert emission.spikes is not None
         return Output(-first_spike_time(emission.spikes), record)
 
-    def emission(
-        self, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission], disturb: Callable[[Tensor], Tensor] = lambda current: current
-    ) -> Emission:
+    def emission(self, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission], disturb: Callable[[Tensor], Tensor] | None = None) -> Emission:
         """What a spiking layer emits, given what its sources emit.
 
         disturb: changes what charges the neurons: the currents `[time, batch, *neuron]`, or their sum `[batch, *neuron]` under two-phase firing.
         """
-        window = self.windows[layer.name]
+        window, neurons = self.windows[layer.name], self.neurons(layer.name)
         if self.semantics.firing == "two_phase":
             charge = run_synapses(layer, self._counts(layer, inputs, emissions, window), self.module, scale=window)
-            return run_two_phase(disturb(charge.float() if charge.dtype == torch.bfloat16 else charge), window, self.neurons(layer.name))
-        return self._fired(layer, self._trains(layer, inputs, emissions, window), window, disturb)
+            charge = charge.float() if charge.dtype == torch.bfloat16 else charge
+            return run_two_phase(disturb(charge) if disturb else charge, window, neurons)
+        trains = self._trains(layer, inputs, emissions, window)
+        if disturb or not torch.is_grad_enabled():
+            sums = self._sums(layer, trains)
+            current = disturb(sums.expand(window, *sums.shape[1:])) if disturb else sums
+            return run_immediate(current, neurons, self.semantics.code == "first_spike", window)
+        return self._learning(layer, trains, window, neurons)
 
-    def _fired(self, layer: Layer, trains: dict[str, Tensor], window: int, disturb: Callable[[Tensor], Tensor]) -> Emission:
-        """What a layer emits under immediate firing; with `recompute` the backward pass runs it again from its trains."""
-        names = tuple(trains)
-
-        def run(*values: Tensor) -> Emission:
-            currents = self._currents(layer, dict(zip(names, values, strict=True)), window)
-            return run_immediate(disturb(currents), self.neurons(layer.name), once=self.semantics.code == "first_spike")
-
-        if not (self.recompute and torch.is_grad_enabled()):
-            return run(*trains.values())
+    def _learning(self, layer: Layer, trains: dict[str, Tensor], window: int, neurons: IF) -> Emission:
+        """What a layer emits under immediate firing, to be learned from: kept are its trains, as bits, and, unless `recompute` is set, its sums."""
+        names, once = tuple(trains), self.semantics.code == "first_spike"
         binary = [train for name, train in trains.items() if name != INPUT or self.semantics.encoding != "direct"]
-        called = [self.module.get_submodule(str(operation.target)) for operation in layer.synapses if operation.kind == "call_module"]
-        return recomputed(run, list(trains.values()), binary, called, keep_sums=self.recompute == "neurons")
+        if self.recompute:
+            called = [self.module.get_submodule(str(operation.target)) for operation in layer.synapses if operation.kind == "call_module"]
+
+            def run(*values: Tensor) -> Emission:
+                return run_immediate(self._sums(layer, dict(zip(names, values, strict=True))), neurons, once, window)
+
+            return recomputed(run, list(trains.values()), binary, called)
+        before, norm = self._without_norm(layer)
+        with kept_as_bits(binary):
+            return run_immediate(self._sums(before, trains), neurons, once, window, norm)
+
+    def _without_norm(self, layer: Layer) -> tuple[Layer, Norm | None]:
+        """The layer's synapses up to a batch norm right before its neurons, and that norm, where it can be part of their window."""
+        last = layer.synapses[-1] if layer.synapses else None
+        if last is None or last.kind != "call_module" or last.name != layer.current or len(last.inputs) != 1 or last.kwargs:
+            return layer, None
+        norm = self.module.get_submodule(str(last.target))
+        return (replace(layer, synapses=layer.synapses[:-1], current=last.inputs[0]), norm) if joins_window(norm) else (layer, None)
 
     def _release(self, layer: Layer, emissions: dict[str, Emission]) -> None:
         """Forget the trains that no later layer reads."""
@@ -225,13 +238,12 @@ class SpikingNetwork(nn.Module):
         how = {"code": semantics.code, "transform": semantics.transform, "layout": semantics.layout, "rounding": semantics.rounding}
         return {name: encode(inputs, window, semantics.encoding) if name == INPUT else retime(emissions[name], window, **how) for name in layer.sources}
 
-    def _currents(self, layer: Layer, trains: dict[str, Tensor], window: int) -> Tensor:
-        """The currents of every step of the receiver's window, `[time, batch, *neuron]`, all steps in one pass."""
+    def _sums(self, layer: Layer, trains: dict[str, Tensor]) -> Tensor:
+        """What the synapses make of the trains, `[time, batch, *neuron]`, all steps in one pass; of analog inputs alone, which are alike, one step."""
         steps = max(train.shape[0] for train in trains.values())
         folded = {name: train.expand(steps, *train.shape[1:]).flatten(0, 1) for name, train in trains.items()}
-        current = run_synapses(layer, folded, self.module, steps=steps)
-        current = current.float() if current.dtype == torch.bfloat16 else current  # under autocast synapses are in 16 bits, potentials never
-        return current.view(steps, current.shape[0] // steps, *current.shape[1:]).expand(window, *[-1] * current.dim())
+        sums = run_synapses(layer, folded, self.module, steps=steps)
+        return sums.view(steps, sums.shape[0] // steps, *sums.shape[1:])
 
     def _counts(self, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission], window: int) -> dict[str, Tensor]:
         """The counts of the sources, re-scaled to the receiver's window."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from teas.errors import TeasError, check_choice
 from teas.spiking.surrogate import SURROGATES
+from teas.spiking.window import Norm, Window
 
 RESETS = ("zero", "subtract")
 FIRINGS = ("immediate", "two_phase")
@@ -28,80 +28,17 @@ class Emission:
     spikes: Tensor | None  # [time, batch, *neuron]; None under two-phase firing, whose train is its count
 
 
-class _Window(torch.autograd.Function):
-    """Eq. 1 over a window: charge, fire, reset at every step, with the input of the same step.
-
-    `V = leak·V + z`; `s = 1 if V >= θ` (a tie fires); then `V <- V_reset` (reset `zero`) or `V <- V - reset_by·θ` (reset `subtract`) where it fired.
-    Returns the spikes, the potentials before the reset (both `[time, batch, *neuron]`) and the potential left at the end. Backward: the
-    surrogate gradient through spikes and potentials (Eq. 4); which neuron was reset when is taken as given. Both ways go step by step, so
-    that what a step computes stays in the cache.
-    """
-
-    @staticmethod
-    def forward(ctx, current: Tensor, threshold: Tensor, leak: Tensor | None, neuron: IF, once: bool):  # type: ignore[no-untyped-def]
-        charged, spikes = torch.empty_like(current, memory_format=torch.contiguous_format), torch.empty_like(current, memory_format=torch.contiguous_format)
-        potential = (neuron.v0 * threshold).expand_as(current[0])
-        silent = torch.ones_like(current[0]) if once else None
-        decay = neuron.leak
-        taken = threshold if neuron.reset_by == 1 else neuron.reset_by * threshold
-        for now, before, spike in zip(current, charged, spikes, strict=True):
-            torch.add(now, potential, alpha=decay, out=before)
-            torch.ge(before, threshold, out=spike)
-            if silent is not None:
-                spike.mul_(silent)
-                silent.sub_(spike)
-            potential = torch.addcmul(before, spike, taken if neuron.reset == "subtract" else before, value=-1)
-            if neuron.reset == "zero" and neuron.v_reset:
-                potential.add_(spike, alpha=neuron.v_reset)
-        ctx.save_for_backward(threshold, charged, spikes if once else None)  # otherwise charged >= θ says who fired
-        ctx.neuron, ctx.once, ctx.decay = neuron, once, decay
-        ctx.mark_non_differentiable(charged, potential)
-        return spikes, charged, potential
-
-    @staticmethod
-    def backward(ctx, grad_spikes: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
-        threshold, charged, spikes = ctx.saved_tensors
-        neuron, decay = ctx.neuron, ctx.decay
-        by_subtraction, slope = neuron.reset == "subtract", SURROGATES[neuron.surrogate]
-        _, learns_threshold, learns_leak, *_ = ctx.needs_input_grad
-        needs_fired = learns_threshold or learns_leak or ctx.once or not by_subtraction
-        grad_current = torch.empty_like(charged)
-        grad_threshold, grad_leak = torch.zeros_like(charged[0]), torch.zeros_like(charged[0])
-        spoken = spikes.sum(0) if ctx.once else None  # spikes up to and including step t
-        # Gradients of the potential after the reset of step t, beginning at the end, and of the potential that step t + 1 charges.
-        grad_reset, grad_charge = torch.zeros_like(charged[0]), torch.zeros_like(charged[0])
-        for t in reversed(range(len(charged))):
-            ratio = charged[t] / threshold
-            fired: Any = (spikes[t] if ctx.once else (charged[t] >= threshold).to(charged.dtype)) if needs_fired else None
-            through_spike = slope(ratio).mul_(grad_spikes[t])
-            if spoken is not None:
-                spoken -= fired
-                through_spike.mul_(1 - spoken)  # silenced after the first spike
-            if learns_leak:
-                after = torch.addcmul(charged[t], fired, neuron.reset_by * threshold if by_subtraction else charged[t] - neuron.v_reset, value=-1)
-                grad_leak.addcmul_(after, grad_charge)
-            if learns_threshold:  # a spike depends on U/θ: dO/dθ = -(U/θ)·dO/dU
-                grad_threshold.addcmul_(through_spike, ratio, value=-1)
-                if by_subtraction:
-                    grad_threshold.addcmul_(fired, grad_reset, value=-neuron.reset_by)
-            kept = grad_reset if by_subtraction else torch.addcmul(grad_reset, grad_reset, fired, value=-1)
-            grad_charge = torch.add(through_spike, kept, out=grad_current[t])
-            grad_reset = grad_charge if decay == 1 else decay * grad_charge
-        start = neuron.v0 * threshold
-        to_threshold = (grad_threshold + neuron.v0 * grad_reset).sum_to_size(threshold.shape) if learns_threshold else None
-        to_leak = (grad_leak + start * grad_charge).sum() if learns_leak else None
-        return grad_current, to_threshold, to_leak, None, None
-
-
-def run_immediate(current: Tensor, neuron: IF, once: bool = False) -> Emission:
+def run_immediate(sums: Tensor, neuron: IF, once: bool = False, window: int | None = None, norm: Norm | None = None) -> Emission:
     """Every step of a window, each neuron firing as soon as it reaches its threshold (Eq. 1).
 
-    `current` is `[time, batch, *neuron]`. With `once` (SNN-T) a neuron is silent after its first spike.
+    `sums` is `[time, batch, *neuron]`, or that of one step where all of the window's are alike; norm: a batch norm in training that makes currents of
+    them. With `once` (SNN-T) a neuron is silent after its first spike.
     """
-    threshold = neuron.threshold_for(current[0])
-    spikes, charged, residual = _Window.apply(current, threshold, neuron.learned_leak(), neuron, once)
-    fired = (charged * spikes.detach()).sum(0)
-    return Emission(len(current), threshold, spikes.sum(0), fired, residual, spikes)
+    window = len(sums) if window is None else window
+    threshold = neuron.threshold_for(sums[0])
+    weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
+    spikes, fired, residual = Window.apply(sums, weight, bias, norm, threshold, neuron.learned_leak(), neuron, window, once)
+    return Emission(window, threshold, spikes.sum(0), fired, residual, spikes)
 
 
 def run_two_phase(charge: Tensor, window: int, neuron: IF) -> Emission:

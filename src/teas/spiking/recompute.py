@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 from teas.spiking.neuron import Emission
+
+_DIAGONAL, _LOWEST = 0x8040201008040201 - 2**64, 0x0101010101010101
 
 
 def to_bits(train: Tensor) -> Tensor:
     """A tensor of 0 and 1 as bytes of eight bits each, in its own order, padded with zeros."""
     flat = train.to(torch.uint8).flatten()
-    rows = nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
-    bits: Tensor = sum((rows[:, bit] << bit for bit in range(1, 8)), rows[:, 0])
-    return bits
+    eight = nn.functional.pad(flat, (0, -len(flat) % 8)).view(torch.int64)
+    # One product moves the eight ones and zeros of a word into its highest byte, a bit each, the first one highest.
+    return (eight * _DIAGONAL).view(torch.uint8)[7::8].contiguous()
 
 
 def from_bits(bits: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """The tensor that `to_bits` packed."""
-    rows = (bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
-    return rows.flatten()[: shape.numel()].view(shape).to(dtype)
+    spread = (bits.to(torch.int64) * _DIAGONAL).bitwise_right_shift_(7).bitwise_and_(_LOWEST)
+    return spread.view(torch.uint8)[: shape.numel()].view(shape).to(dtype)
 
 
-_SUMS = {getattr(torch.ops.aten, name).default for name in ("convolution", "mm", "addmm", "bmm")}  # dear to compute: a product of matrices
-
-
-def recomputed(
-    run: Callable[..., Emission], inputs: Sequence[Tensor], trains: Sequence[Tensor], norms: Sequence[nn.Module], keep_sums: bool = False
-) -> Emission:
-    """`run(*inputs)`, run again in the backward pass: until then only its inputs are kept, those that are spike trains (`trains`) as bits.
-
-    norms: the batch norms inside, whose running statistics the second run leaves alone. keep_sums: keep what convolutions and linear maps
-    computed too, so that the second run repeats none of them.
-    """
+@contextlib.contextmanager
+def kept_as_bits(trains: Sequence[Tensor]) -> Iterator[None]:
+    """What autograd keeps of these spike trains here, it keeps as bits."""
     binary = {train.data_ptr() for train in trains}
 
     def pack(tensor: Tensor) -> Any:
@@ -48,26 +41,22 @@ def recomputed(
     def unpack(kept: Any) -> Tensor:
         return from_bits(*kept) if isinstance(kept, tuple) else kept
 
-    def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-        first, again = contextlib.nullcontext(), contextlib.nullcontext()
-        if keep_sums:
-            first, again = create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
-        return first, _both(_frozen(norms), again)
+    with saved_tensors_hooks(pack, unpack):
+        yield
 
-    with saved_tensors_hooks(pack, unpack), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "A saved_tensors_hooks context", FutureWarning)  # sums are no trains: the hooks pass them on or never see them
+
+def recomputed(run: Callable[..., Emission], inputs: Sequence[Tensor], trains: Sequence[Tensor], norms: Sequence[nn.Module]) -> Emission:
+    """`run(*inputs)`, run again in the backward pass: until then only its inputs are kept, those that are spike trains (`trains`) as bits.
+
+    norms: the batch norms inside, whose running statistics the second run leaves alone.
+    """
+
+    def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        return contextlib.nullcontext(), _frozen(norms)
+
+    with kept_as_bits(trains):
         emission: Emission = checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts)
     return emission
-
-
-def _policy(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in _SUMS else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-@contextlib.contextmanager
-def _both(first: contextlib.AbstractContextManager[None], second: contextlib.AbstractContextManager[None]) -> Iterator[None]:
-    with first, second:
-        yield
 
 
 @contextlib.contextmanager

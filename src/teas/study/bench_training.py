@@ -47,7 +47,7 @@ def _stepper(parameters: Any, logits: Callable[[Tensor], Tensor], batch: int) ->
     return step
 
 
-def ours(steps: int, batch: int, recompute: bool | str = False) -> Callable[[], None]:
+def ours(steps: int, batch: int, recompute: bool = False) -> Callable[[], None]:
     """Forward, backward and update of a `SpikingNetwork`."""
     network = SpikingNetwork(conv7_fc2().train(), steps)
     network.recompute = recompute
@@ -79,5 +79,5 @@ def spikingjelly_multistep(steps: int, batch: int) -> Callable[[], None]:
 
 
 STEPS: dict[str, Callable[[int, int], Callable[[], None]]] = {
-    "train_teas": ours, "train_teas_lean": lambda steps, batch: ours(steps, batch, "neurons"), "train_spikingjelly_multistep": spikingjelly_multistep,
+    "train_teas": ours, "train_spikingjelly_multistep": spikingjelly_multistep,
 }  # fmt: skip

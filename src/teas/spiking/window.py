@@ -1,0 +1,154 @@
+"""A window of immediate firing as one step of autograd: norm, charge, fire, reset; the way back computes potentials again instead of keeping them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from teas.errors import TeasError
+from teas.spiking.surrogate import SURROGATES
+
+if TYPE_CHECKING:
+    from teas.spiking.neuron import IF
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def joins_window(module: nn.Module) -> TypeGuard[Norm]:
+    """Whether a module is a batch norm that normalises by its batch, and so can be part of the window of the neurons behind it."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return type(module) in _NORMS and (module.training or module.running_mean is None) and not hooked
+
+
+class Window(torch.autograd.Function):
+    """Eq. 1 over a window: charge, fire, reset at every step, with the input of the same step.
+
+    `V = leak·V + z`; `s = 1 if V >= θ` (a tie fires); then `V <- V_reset` (reset `zero`) or `V <- V - reset_by·θ` (reset `subtract`) where it fired.
+    `z` is `sums [time, batch, *neuron]`, normalised by the batch where a norm is given; sums of one step are the current of all steps.
+    Returns the spikes `[time, batch, *neuron]`, and the sum of the potentials at spikes and the potential left at the end, `[batch, *neuron]`.
+
+    Backward: the surrogate gradient through spikes and potentials (Eq. 4); which neuron was reset when is taken as given. Only the sums are kept.
+    Both ways go step by step, so that what a step computes stays in the cache.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, sums: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm | None,
+        threshold: Tensor, leak: Tensor | None, neuron: IF, steps: int, once: bool,
+    ):  # fmt: skip
+        current, moments = _normalised(sums, weight, bias, norm)
+        ctx.leak, ctx.neuron, ctx.steps, ctx.once, ctx.eps = neuron.leak, neuron, steps, once, norm and norm.eps
+        spikes, fired, charged = current.new_empty(steps, *current.shape[1:]), torch.zeros_like(current[0]), torch.empty_like(current[0])
+        neurons = _Charging(current[0], threshold, neuron, ctx.leak, once)
+        for t, spike in enumerate(spikes):
+            neurons.step(current[min(t, len(current) - 1)], charged, spike)
+            fired.addcmul_(charged, spike)
+        potential = neurons.potential
+        ctx.save_for_backward(sums, weight, bias, *moments, threshold)
+        ctx.mark_non_differentiable(fired, potential)
+        return spikes, fired, potential
+
+    @staticmethod
+    def backward(ctx, grad_spikes: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
+        sums, weight, bias, mean, scale, threshold = ctx.saved_tensors
+        neuron, decay = ctx.neuron, ctx.leak
+        current = sums if mean is None else _normalised_again(sums, weight, bias, mean, scale)
+        potentials, spikes = _charged(current, threshold, neuron, decay, ctx.steps, ctx.once, mean is not None)
+        by_subtraction, slope = neuron.reset == "subtract", SURROGATES[neuron.surrogate]
+        learns_threshold, learns_leak = ctx.needs_input_grad[4:6]
+        needs_fired = learns_threshold or learns_leak or ctx.once or not by_subtraction
+        grad_threshold, grad_leak = torch.zeros_like(potentials[0]), torch.zeros_like(potentials[0])
+        spoken = None if spikes is None else spikes.sum(0)  # spikes up to and including step t
+        # Gradients of the potential after the reset of step t, beginning at the end, and of the potential that step t + 1 charges.
+        grad_reset, grad_charge = torch.zeros_like(potentials[0]), torch.zeros_like(potentials[0])
+        for t in reversed(range(len(potentials))):
+            before = potentials[t]
+            ratio = before / threshold
+            fired: Any = (spikes[t] if spikes is not None else (before >= threshold).to(before.dtype)) if needs_fired else None
+            through_spike = slope(ratio).mul_(grad_spikes[t])
+            if spoken is not None:
+                spoken -= fired
+                through_spike.mul_(1 - spoken)  # silenced after the first spike
+            if learns_leak:
+                after = torch.addcmul(before, fired, neuron.reset_by * threshold if by_subtraction else before - neuron.v_reset, value=-1)
+                grad_leak.addcmul_(after, grad_charge)
+            if learns_threshold:  # a spike depends on U/θ: dO/dθ = -(U/θ)·dO/dU
+                grad_threshold.addcmul_(through_spike, ratio, value=-1)
+                if by_subtraction:
+                    grad_threshold.addcmul_(fired, grad_reset, value=-neuron.reset_by)
+            kept = grad_reset if by_subtraction else torch.addcmul(grad_reset, grad_reset, fired, value=-1)
+            grad_charge = torch.add(through_spike, kept, out=before)  # potentials go, gradients of their currents take their place
+            grad_reset = grad_charge if decay == 1 else decay * grad_charge
+        start = neuron.v0 * threshold
+        to_threshold = (grad_threshold + neuron.v0 * grad_reset).sum_to_size(threshold.shape) if learns_threshold else None
+        to_leak = (grad_leak + start * grad_charge).sum() if learns_leak else None
+        grad_current = (potentials if len(current) == ctx.steps else potentials.sum(0, keepdim=True)).to(sums.dtype)
+        del potentials, current, before, grad_charge, grad_reset
+        if mean is None:
+            return grad_current, None, None, None, to_threshold, to_leak, None, None, None
+        wanted = [True, weight is not None, bias is not None]
+        grad_current, x = grad_current.flatten(0, 1), sums.flatten(0, 1)
+        to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(grad_current, x, weight, None, None, mean, scale, True, ctx.eps, wanted)
+        return to_x.view_as(sums), to_weight if wanted[1] else None, to_bias if wanted[2] else None, None, to_threshold, to_leak, None, None, None
+
+
+class _Charging:
+    """Neurons in the middle of their window."""
+
+    def __init__(self, like: Tensor, threshold: Tensor, neuron: IF, leak: float, once: bool):
+        self.potential = (neuron.v0 * threshold).expand_as(like).clone()
+        self._threshold, self._leak, self._subtracts, self._v_reset = threshold, leak, neuron.reset == "subtract", neuron.v_reset
+        self._taken = threshold if neuron.reset_by == 1 else neuron.reset_by * threshold
+        self._may = torch.ones_like(like) if once else None
+
+    def step(self, current: Tensor, charged: Tensor, spike: Tensor) -> None:
+        """Charge with the current of a step, which may be `charged` itself; write the potentials before the reset, and who fires."""
+        torch.add(current, self.potential, alpha=self._leak, out=charged)
+        torch.ge(charged, self._threshold, out=spike)
+        if self._may is not None:
+            spike.mul_(self._may)
+            self._may.sub_(spike)
+        torch.addcmul(charged, spike, self._taken if self._subtracts else charged, value=-1, out=self.potential)
+        if not self._subtracts and self._v_reset:
+            self.potential.add_(spike, alpha=self._v_reset)
+
+
+def _charged(current: Tensor, threshold: Tensor, neuron: IF, leak: float, steps: int, once: bool, ours: bool) -> tuple[Tensor, Tensor | None]:
+    """Potentials before the reset of every step, in the place of the currents where these are ours, and the spikes where potentials don't tell them."""
+    charged = current if ours and len(current) == steps else current.new_empty(steps, *current.shape[1:])
+    spikes = torch.empty_like(charged) if once else None
+    spike = torch.empty_like(charged[0])
+    neurons = _Charging(charged[0], threshold, neuron, leak, once)
+    for t in range(steps):
+        neurons.step(current[min(t, len(current) - 1)], charged[t], spike if spikes is None else spikes[t])
+    return charged, spikes
+
+
+def _normalised(sums: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm | None) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+    """The currents, at least in 32 bits, and the mean and the inverse deviation of the batch; running statistics move as `nn.BatchNorm2d` says."""
+    if norm is None:
+        return _at_least_32_bits(sums).contiguous(), (None, None)
+    folded = sums.flatten(0, 1)
+    if folded.numel() == folded.shape[1]:
+        raise TeasError(f"a batch norm in training needs more than one value per channel; got {tuple(sums.shape)} (a last batch of one sample?)")
+    momentum = norm.momentum or 0.0
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else momentum
+    running = (norm.running_mean, norm.running_var) if norm.training else (None, None)
+    current, mean, scale = torch.native_batch_norm(folded, weight, bias, *running, True, momentum, norm.eps)
+    return _at_least_32_bits(current).view(sums.shape), (mean, scale)
+
+
+def _normalised_again(sums: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, scale: Tensor) -> Tensor:
+    """The same currents to the bit, from the moments: those of a norm with a variance of 1, whose weight is `weight·scale`."""
+    weight = scale if weight is None else weight * scale
+    current = torch.native_batch_norm(sums.flatten(0, 1), weight, bias, mean, torch.ones_like(mean), False, 0.0, 0.0)[0]
+    return _at_least_32_bits(current).view(sums.shape)
+
+
+def _at_least_32_bits(current: Tensor) -> Tensor:
+    return current.float() if current.dtype in (torch.bfloat16, torch.float16) else current
