@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import teas
 from conformance import CASES, build, check, check_all
@@ -86,6 +87,49 @@ def test_nothing_flips_on_quantised_weights(layout):
     for index, windows in enumerate(([16], [16, 15, 17])):
         network.windows = {name: windows[number % len(windows)] for number, name in enumerate(network.spiking_layers)}
         assert flip_rate(INTEGERS, network, inputs) == 0, index
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("layout", ["first", "even"])
+def test_nothing_flips_in_float32_on_weights_of_many_bits(layout, bits):
+    network, inputs = immediate(small_resnet(16), layout=layout)
+    network = quantise(network, bits)
+    network.windows = {name: 16 + number % 3 for number, name in enumerate(network.spiking_layers)}
+    assert flip_rate(FLOATS, network, inputs) == 0
+
+
+def test_bits_out_of_range_are_told():
+    with pytest.raises(teas.TeasError, match="17 bits were asked for"):
+        quantise(small_resnet()[0], 17)
+
+
+DOUBLE = [{}, {"layout": "even"}, {"layout": "even", "transform": "residual"}, {"code": "first_spike"}]
+
+
+@pytest.mark.parametrize("options", DOUBLE, ids=str)
+@pytest.mark.parametrize("reset", [{"reset": "subtract"}, {"reset": "zero", "v_reset": 0.1}])
+def test_nothing_flips_in_float64_on_real_weights(options, reset):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), teas.LIF(0.9, 0.7, **reset), nn.MaxPool2d(2), nn.Conv2d(16, 20, 3), teas.IF(0.4, **reset), nn.Flatten(1))
+    network = teas.SpikingNetwork(nn.Sequential(module, nn.Linear(500, 9), teas.IF(0.3, **reset)), 12, **options).double().eval()
+    network.windows = dict(zip(network.spiking_layers, (12, 17, 9), strict=True))
+    inputs = torch.randn(6, 3, 16, 16, dtype=torch.float64)
+    assert flip_rate(INTEGERS, network, inputs) == 0
+    with torch.no_grad():
+        wanted, found = network(inputs), INTEGERS.prepare(network)(inputs)
+    assert found.logits.dtype == torch.float64
+    torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-12, atol=0)
+    for layer, record in wanted.record.items():
+        torch.testing.assert_close(found.record[layer].residual, record.residual, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.record[layer].firing_potential, record.firing_potential, rtol=0, atol=1e-12)
+    assert all(record.count.unique().numel() > 1 for record in wanted.record.values())
+
+
+def test_types_must_be_alike():
+    network, _ = build("residual", firing="immediate")
+    network.module.double()
+    next(network.module.parameters()).data = next(network.module.parameters()).data.float()
+    assert "it computes in float32 or float64, the network has float32, float64" in INTEGERS.why_not(network, CPU)
 
 
 @pytest.mark.parametrize("layout", ["first", "even"])

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from teas.engine.int8 import exact_kernels
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -31,6 +33,8 @@ def test_resnet_20_counts_alike_in_onnx_runtime(tmp_path):
     data = Path(os.path.relpath(ROOT / "data"))
     if not (data / "resnet20-12fca82f.th").is_file() or not (data / "cifar-10-batches-bin/test_batch.bin").is_file():
         pytest.skip("needs CIFAR-10 and resnet20-12fca82f.th in data/")
+    if not exact_kernels():
+        pytest.skip("no exact 8-bit kernels on this machine")
     found = example("onnx_resnet20").main(data, 8, 50, tmp_path / "resnet20.onnx", calibration=200, probe=20)
     assert found["unlike"] == 0
     assert found["unlike_logits"] == 0

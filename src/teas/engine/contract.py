@@ -55,16 +55,18 @@ def choose(network: SpikingNetwork, device: torch.device | str, name: str, engin
     raise TeasError("; ".join(f"engine {other!r} can't run this network: {'; '.join(reasons)}" for other, reasons in refused.items()))
 
 
-def why_not_on_cpu(network: SpikingNetwork, device: torch.device) -> list[str]:
-    """Reasons that engines for the CPU share: training mode, another device than the CPU, another type than float32."""
+def why_not_on_cpu(network: SpikingNetwork, device: torch.device, types: tuple[torch.dtype, ...] = (torch.float32,)) -> list[str]:
+    """Reasons that engines for the CPU share: training mode, another device than the CPU, another type than one of these."""
     reasons = []
     if any(module.training for module in network.module.modules()):
         reasons.append("the network is in training mode: call network.eval()")
     if device.type != "cpu":
         reasons.append(f"it runs on the CPU only, not on {device.type}")
     tensors = [*network.module.parameters(), *network.module.buffers()]
-    if strange := sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point() and t.dtype != torch.float32}):
-        reasons.append(f"it computes in float32, the network has {', '.join(strange)}")
+    found = {t.dtype for t in tensors if t.is_floating_point()}
+    if len(found) > 1 or found - {*types}:
+        names, wanted = (", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) for kinds in (found, types))
+        reasons.append(f"it computes in {wanted.replace(', ', ' or ')}, the network has {names}")
     if any(t.device.type != "cpu" for t in tensors):
         reasons.append("its weights are not on the CPU: network.to('cpu')")
     return reasons

@@ -30,7 +30,8 @@ class EventEngine:
     """Immediate firing at a cost that follows the spikes: one sparse addition per spike, or per neuron that begins or stops firing where these are fewer.
 
     Trains re-timed with layout `first` need one dense step and one subtraction per neuron, whatever the window is. One thread runs one image through
-    all layers. Sums are rounded in another order than the reference's, unless integers hold them exactly (see `quantise`); then nothing flips.
+    all layers. Sums are rounded in another order than the reference's, unless integers hold them exactly (see `quantise`); then nothing flips. A network
+    in float64 (`network.double()`) runs in float64.
     integers: use integers where they are exact.
     """
 
@@ -38,8 +39,8 @@ class EventEngine:
     integers: bool = True
 
     def why_not(self, network: SpikingNetwork, device: torch.device) -> list[str]:
-        """Reasons: two-phase firing, resets by other than a threshold, trains as input, numba is not installed, training mode, not float32 on a CPU."""
-        reasons = why_not_on_cpu(network, device)
+        """Reasons: two-phase firing, resets by other than a threshold, trains as input, numba is missing, training mode, not float32 or float64 on a CPU."""
+        reasons = why_not_on_cpu(network, device, (torch.float32, torch.float64))
         if network.semantics.firing != "immediate":
             reasons.insert(0, f"it needs firing 'immediate', the network has {network.semantics.firing!r}")
         unusual = [layer for layer in network.spiking_layers if network.neurons(layer).reset_by != 1]
@@ -125,7 +126,7 @@ def _run(plan: Plan, network: SpikingNetwork, inputs: Tensor, keep: str) -> Outp
     encoded, constant = _from_input(plan, network, inputs)
     last, rate = network.layers[-1], network.semantics.code == "rate"
     kept = set(network.spiking_layers) if keep != "nothing" else set(last.sources) - {INPUT} if last.neurons is None else {last.name}
-    counts = {name: torch.empty(len(inputs), *plan.layouts[name].map.shape) for name in plan.layouts if name in kept}
+    counts = {name: torch.empty(len(inputs), *plan.layouts[name].map.shape, dtype=plan.layouts[name].kind) for name in plan.layouts if name in kept}
     sums = {name: (torch.empty_like(found), torch.empty_like(found)) for name, found in counts.items()} if keep == "potentials" else {}
     times = None if rate else torch.empty_like(counts[last.name])
     images = itertools.count()
@@ -173,7 +174,7 @@ def _from_input(plan: Plan, network: SpikingNetwork, inputs: Tensor) -> tuple[di
         if network.semantics.encoding != "direct":
             encoded[layer.name] = encode(inputs, network.windows[layer.name], network.semantics.encoding)
         elif layer.name not in plan.dense:
-            silent = {name: torch.zeros(len(inputs), *plan.layouts[name].map.shape) for name in layer.sources if name != INPUT}
+            silent = {name: torch.zeros(len(inputs), *plan.layouts[name].map.shape, dtype=inputs.dtype) for name in layer.sources if name != INPUT}
             constant[layer.name] = run_synapses(layer, {INPUT: inputs, **silent}, network.module)
     return encoded, constant
 

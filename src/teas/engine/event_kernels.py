@@ -231,18 +231,19 @@ def count_changes(arena, at, rows, steps, line):  # type: ignore[no-untyped-def]
 
 @_compiled
 def retimed(counts, fired, residual, theta, by_residual, by_potential, window, steps, out):  # type: ignore[no-untyped-def]
-    """`n' = clip(floor(T'/T·x̃ + 1/2), 0, T')` in float32, operation by operation as the reference computes it (Eq. 3); 0 for a silent padding."""
+    """`n' = clip(floor(T'/T·x̃ + 1/2), 0, T')`, operation by operation as the reference computes it (Eq. 3); 0 for a silent padding."""
+    real = theta.dtype.type
     for i in range(len(counts)):
-        n = np.float32(counts[i])
-        numerator, denominator = n, np.float32(1)
+        n = real(counts[i])
+        numerator, denominator = n, real(1)
         if by_potential:
-            numerator = (n + np.float32(1)) * fired[i] - n * theta[i] if n > 0 else np.float32(0)
-            denominator = fired[i] if n > 0 else np.float32(1)
+            numerator = (n + real(1)) * fired[i] - n * theta[i] if n > 0 else real(0)
+            denominator = fired[i] if n > 0 else real(1)
         elif by_residual:
             numerator, denominator = n * theta[i] + residual[i], theta[i]
-        half = np.float32(window) * denominator
-        found = np.floor((np.float32(2 * steps) * numerator + half) / (np.float32(2) * half))
-        out[i] = np.uint16(min(max(found, np.float32(0)), np.float32(steps)))
+        half = real(window) * denominator
+        found = np.floor((real(2 * steps) * numerator + half) / (real(2) * half))
+        out[i] = np.uint16(min(max(found, real(0)), real(steps)))
 
 
 @_compiled

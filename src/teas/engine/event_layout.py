@@ -19,7 +19,7 @@ from teas.spiking.trace import Layer
 LANES = 16
 _NEAR, _AT_ONCE = 65_536, 16  # bytes that the currents of several steps may take, to stay in a near cache; most steps at once
 _SIXTEEN, _THIRTY = 2**15, 2**30
-Floats = NDArray[np.float32]
+Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
 def padded(channels: int) -> int:
@@ -69,15 +69,15 @@ class Map:
         return self.rows * self.line * LANES
 
     def spread(self, values: Tensor, fill: float) -> Floats:
-        """Values `[*shape]`, or one per channel, as `[row, column, channel]` in float32."""
-        channels = values.to(torch.float32).expand(self.channels) if values.dim() < 2 and values.shape != self.shape else values.to(torch.float32)
+        """Values `[*shape]`, or one per channel, as `[row, column, channel]`, of the same type."""
+        channels = values.expand(self.channels) if values.dim() < 2 and values.shape != self.shape else values
         places = channels.reshape(self.channels, -1)
         places = places.expand(-1, self.rows * self.columns) if places.shape[1] == 1 else places
         return F.pad(places.T, (0, padded(self.channels) - self.channels), value=fill).contiguous().view(-1).numpy()
 
     def gather(self, values: NDArray[np.generic]) -> Tensor:
-        """The reverse: float32 `[*shape]`."""
-        found = torch.from_numpy(values[: self.size].astype(np.float32)).view(self.rows * self.columns, -1)
+        """The reverse: `[*shape]`, float64 where the values are, else float32."""
+        found = torch.from_numpy(values[: self.size].astype(np.float64 if values.dtype == np.float64 else np.float32)).view(self.rows * self.columns, -1)
         return found[:, : self.channels].T.reshape(self.shape)
 
 
@@ -90,7 +90,7 @@ def _lowest_bit(values: Tensor) -> Tensor:
 
 @dataclass
 class Numbers:
-    """Weights, drive and thresholds in the numbers that a layer computes with: float32, or integers where these hold every sum exactly.
+    """Weights, drive and thresholds in the numbers that a layer computes with: as they are, or integers where these hold every sum exactly.
 
     Currents are 16-bit integers in units of `2^fine`, potentials 32-bit ones in units of `2^coarse` (coarser by `shift` bits), per channel.
     """
@@ -133,8 +133,12 @@ class Layout:
     ring: int = field(init=False)  # rows that a row of a source reaches, at most
     row_vectors: int = field(init=False)  # that the currents of a row take at one step
     at_once: int = field(init=False)  # steps that are computed at once
+    kind: torch.dtype = field(init=False)  # of potentials where they are no integers: float32 or float64,
+    real: np.dtype[Any] = field(init=False)  # and the same for numpy
 
     def __post_init__(self) -> None:
+        self.kind = self.neurons.threshold.dtype
+        self.real = np.dtype(np.float64 if self.kind == torch.float64 else np.float32)
         tables, rows, at = [], [], 0
         for term in self.terms:
             table, row = self._table(term)
@@ -143,7 +147,7 @@ class Layout:
             rows.append(row)
             at += table.numel()
         self.rows = np.array(rows, np.int64).reshape(len(rows), 18)
-        kind = torch.int16 if self.numbers.integer else torch.float32
+        kind = torch.int16 if self.numbers.integer else self.kind
         self.weights = aligned(torch.cat([*tables, torch.zeros(LANES)]).to(kind).numpy())
         run = max([1, *(row[12] for row in rows)])
         right = max([0, *((row[2] - 1 + row[10]) // row[8] - (self.map.columns - 1) for row in rows)])
@@ -156,7 +160,7 @@ class Layout:
         theta = theta.reshape(-1)
         self.theta_real = self.map.spread(theta, 1.0)
         one_row = Map((self.map.channels, 1, self.map.columns), 1, self.map.columns, self.map.channels)
-        self.unit = self.map.spread(torch.exp2(self.numbers.coarse.float()), 1.0)
+        self.unit = self.map.spread(torch.exp2(self.numbers.coarse.to(self.kind)), 1.0)
         self.theta = self._potentials(one_row, theta, _THIRTY if self.numbers.integer else float("inf"))
         self.start = self._potentials(self.map, self.neurons.v0 * theta, 0.0)
         self.shift = one_row.spread((self.numbers.fine - self.numbers.coarse).float(), 0.0).astype(np.int32)
@@ -177,7 +181,7 @@ class Layout:
     def _potentials(self, place: Map, values: Tensor, fill: float) -> NDArray[np.generic]:
         values = values.double().expand(self.map.channels)
         if not self.numbers.integer:
-            return place.spread(values, fill)
+            return place.spread(values.to(self.kind), fill)
         scaled = place.spread(torch.zeros(()), 0).astype(np.int32)
         wide = torch.ldexp(values, -self.numbers.coarse).long()
         channels = scaled.reshape(-1, padded(self.map.channels))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from teas.engine import event_kernels as kernels
-from teas.engine.event_layout import LANES, Layout, Map, aligned, max_pooled_shape
+from teas.engine.event_layout import LANES, Floats, Layout, Map, aligned, max_pooled_shape
 from teas.spiking.network import Semantics
 from teas.spiking.neuron import Emission
 from teas.spiking.synapses import run_synapses
@@ -100,10 +100,11 @@ class Worker:
             place = layout.map
             self.totals[name] = kernels.count_train(self.arena, self.plan.trains[name], place.rows, layout.steps, place.line, self.counts[name])
 
-    def real(self, name: str, values: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Potentials of a layer in float32, whatever numbers it computes with."""
+    def real(self, name: str, values: NDArray[np.generic]) -> Floats:
+        """Potentials of a layer as they are in the reference, whatever numbers it computes with."""
         layout = self.plan.layouts[name]
-        return values.astype(np.float32) * layout.unit if layout.numbers.integer else values.astype(np.float32, copy=False)
+        kept = values.astype(layout.real, copy=False)
+        return kept * layout.unit if layout.numbers.integer else kept
 
     def train(self, name: str, begin: int = 0, end: int | None = None, *, at: int | None = None, source: str | None = None, steps: int | None = None) -> Tensor:
         """Steps `begin` to `end` of a train as a tensor `[time, 1, *neuron]`: a layer's own, or its copy in another window."""
@@ -112,7 +113,7 @@ class Worker:
         at = self.plan.trains[name] if at is None else at
         words = self.arena[at : at + place.rows * steps * place.line].reshape(place.rows, steps, place.columns, place.vectors)[:, begin:end]
         bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=-1, bitorder="little")[..., : place.channels]
-        return torch.from_numpy(bits.transpose(1, 3, 0, 2).astype(np.float32, order="C")).reshape(bits.shape[1], 1, *place.shape)
+        return torch.from_numpy(bits.transpose(1, 3, 0, 2).astype(self.plan.layouts[name].real, order="C")).reshape(bits.shape[1], 1, *place.shape)
 
     def _run_events(self, name: str, constant: Tensor | None) -> None:
         layout, rows = self.plan.layouts[name], self.rows[name]
@@ -222,14 +223,14 @@ class Worker:
                 trains[INPUT] = inputs.expand(end - begin, *inputs.shape[1:]) if encoded is None else encoded[begin:end].flatten(0, 1)
             current = run_synapses(layout.layer, trains, self.plan.module, steps=end - begin)
             flat = np.concatenate([place.spread(step, 0.0) for step in current])
-            drive = np.zeros(place.line * LANES, np.float32)
+            drive = np.zeros(place.line * LANES, layout.real)
             to = self.plan.trains[name]
             kernels.fire_steps(flat, begin, len(current), layout.steps, place.rows, place.line, drive, self._neurons(name), self.arena, to)
 
 
-def _rule(layout: Layout, semantics: Semantics) -> NDArray[np.float32]:
+def _rule(layout: Layout, semantics: Semantics) -> Floats:
     neurons = layout.neurons
-    return np.array([neurons.leak, neurons.reset == "subtract", neurons.v_reset, semantics.code == "first_spike"], np.float32)
+    return np.array([neurons.leak, neurons.reset == "subtract", neurons.v_reset, semantics.code == "first_spike"], layout.real)
 
 
 def _currents(layout: Layout) -> NDArray[np.generic]:

@@ -161,7 +161,7 @@ class _May:
         self.pointer = block.pointer(may, builder.udiv(at, ir.Constant(_I64, LANES)))
         self.place = cgutils.alloca_once_value(builder, builder.load(self.pointer))
         leak, subtracts, v_reset, once = (builder.load(block.pointer(may + 1, ir.Constant(_I64, number))) for number in range(4))
-        zero = ir.Constant(ir.FloatType(), 0.0)
+        zero = ir.Constant(subtracts.type, 0.0)
         self.leak, self.v_reset = block.splat(leak), block.splat(v_reset)
         self.subtracts, self.once = builder.fcmp_ordered("!=", subtracts, zero), builder.fcmp_ordered("!=", once, zero)
 
@@ -200,7 +200,7 @@ def firing(rule: str, keeps: bool) -> Callable[..., None]:
 
     What changes at step t lies in `current[from_ + t·pitch:]`, and is 0 afterwards. keeps: it is added to the current in `held`, which lasts;
     otherwise it is the current of that step. Integer currents are shifted to the potential's unit.
-    rule: `subtract` subtracts the threshold; `sums` adds the potentials at a spike to `fired` beside; `any` is `sums` in float32 for every
+    rule: `subtract` subtracts the threshold; `sums` adds the potentials at a spike to `fired` beside; `any` is `sums` in real numbers for every
     reset: the array `rule` holds leak, whether to subtract, v_reset, whether to fire once, and `may` a mask of the neurons that may
     fire, for every 16 of the layer; one that fires once loses its bit.
     """
@@ -232,7 +232,7 @@ def firing(rule: str, keeps: bool) -> Callable[..., None]:
                     mask = builder.icmp_signed(">=", v, theta) if integer else builder.fcmp_ordered(">=", v, theta)
                     after = minus(v, theta)
                 else:
-                    v = block.call(f"llvm.fma.v{LANES}f32", charge.type, may.leak, kept[0], charge)
+                    v = block.call(f"llvm.fma.v{LANES}{'f64' if charge.type.element == ir.DoubleType() else 'f32'}", charge.type, may.leak, kept[0], charge)
                     mask = may.fire(builder.fcmp_ordered(">=", v, theta))
                     after = builder.select(may.subtracts, builder.fsub(v, theta), may.v_reset)
                 if rule != "subtract":
