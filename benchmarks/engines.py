@@ -8,7 +8,8 @@ contender once, in turn, and a figure is the median over rounds. No figure is pr
 Only `count_reordered` may differ, and the share that does is printed with it; so may the reference from itself, when its input is
 laid out channels last: one sum rounded differently flips a count, and the layers after it flip more.
 `count_int8` runs weights rounded by `quantise`, checked against the reference on the same weights; `--accuracy` prints what the rounding costs.
-The event engine is compared with the reference under immediate firing, all trains passed unchanged, on both kinds of weights.
+The event engine is compared with the reference under immediate firing, all trains passed unchanged: in float32, in float64, and on weights of 16, 12 and
+8 bits, whose sums float32 holds; and the reference with itself in another layout and in float64, which says what a flip in float32 means.
 """
 
 from __future__ import annotations
@@ -153,10 +154,7 @@ def contenders(setting: Setting, window: int, batch: Tensor) -> tuple[dict[str, 
     last = batch.contiguous(memory_format=torch.channels_last)
     runs: dict[str, list[Callable[[], Any]]] = {"ann": [lambda: ann(batch), lambda: ann_last(last)], "reference": [lambda: network(batch)]}
     flips = {"reference, channels last": flip_rate(network(last), network(batch))}
-    stepped = teas.SpikingNetwork(network.module, window).eval()
-    if not ENGINE["event"].why_not(stepped, torch.device("cpu")):
-        for kind, found in (("immediate", stepped), ("immediate, quantised", quantise(stepped))):
-            flips[f"event, {kind}"] = flip_rate(ENGINE["event"].prepare(found, "counts")(batch), found(batch))
+    flips |= immediate_flips(teas.SpikingNetwork(network.module, window).eval(), batch)
     for name in CONTENDERS[2:]:
         weights = quantise(network) if name == "count_int8" else network
         engine = ENGINE[name]
@@ -169,6 +167,24 @@ def contenders(setting: Setting, window: int, batch: Tensor) -> tuple[dict[str, 
             sys.exit(f"{name}: a share of {flips[name]:.2g} of the counts differs from the reference at T = {window}; no figures are printed")
         runs[name] = [lambda run=run: run(batch)]  # type: ignore[misc]
     return runs, flips
+
+
+def immediate_flips(network: teas.SpikingNetwork, batch: Tensor) -> dict[str, float]:
+    """Of the event engine, on the weights as they are and on rounded ones; and of the reference itself, in another layout and in float64."""
+    in64 = teas.SpikingNetwork(copy.deepcopy(network.module).double(), network.windows).eval()
+    if ENGINE["event"].why_not(network, torch.device("cpu")):
+        return {}
+    wanted, exact = network(batch), in64(batch.double())
+    found = {
+        "reference, immediate, channels last": flip_rate(network(batch.contiguous(memory_format=torch.channels_last)), wanted),
+        "reference, immediate, from that in float64": flip_rate(exact, wanted),
+        "event in float64, from the reference in float64": flip_rate(ENGINE["event"].prepare(in64, "counts")(batch.double()), exact),
+        "event in float32": flip_rate(ENGINE["event"].prepare(network, "counts")(batch), wanted),
+    }
+    for bits in (16, 12, 8):
+        rounded = quantise(network, bits)
+        found[f"event on {bits}-bit weights"] = flip_rate(ENGINE["event"].prepare(rounded, "counts")(batch), rounded(batch))
+    return found
 
 
 def flip_rate(found: teas.Output, wanted: teas.Output) -> float:
@@ -226,13 +242,13 @@ def peaks(windows: tuple[int, int], batch: int) -> dict[str, dict[int, float]]:
 
 @torch.no_grad()
 def accuracy(setting: Setting, window: int, number: int) -> dict[str, float]:
-    """Per cent right of the ANN, of the network, and of the network with weights in 8 bits: the cost of `quantise`."""
+    """Per cent right of the ANN, of the network, and of the network with weights in 16, 12 and 8 bits: the cost of `quantise`."""
     ann, network = setting.build(window)
     inputs, labels = setting.images(number)
     runs = {
         "ann": ann,
         "count": ENGINE["count"].prepare(network, "nothing"),
-        "count on quantised weights": ENGINE["count"].prepare(quantise(network), "nothing"),
+        **{f"count on {bits}-bit weights": ENGINE["count"].prepare(quantise(network, bits), "nothing") for bits in (16, 12, 8)},
     }
 
     def right(run: Callable[[Tensor], Any]) -> float:
