@@ -118,6 +118,14 @@ def test_adjustment_shrinks_the_few_least_active_layers():
     assert allocation.adjust(teas.TimeWindows(goal), activity, goal, layers=2, fraction=0.5) == goal
 
 
+def test_a_staircase_has_no_two_windows_alike():
+    assert allocation.staircase(["a", "b", "c"], 4.0) == {"a": 5, "b": 4, "c": 3}
+    assert allocation.staircase(["a", "b"], 4.0) == {"a": 4, "b": 3}  # a mean of 3.5: never above the one asked for
+    assert allocation.staircase(["a", "b", "c"], 2.0) == {"a": 3, "b": 2, "c": 1}
+    with pytest.raises(teas.TeasError, match=r"a mean of at least 2, not 1\.9"):
+        allocation.staircase(["a", "b", "c"], 1.9)
+
+
 def test_controls_keep_the_budget():
     windows = teas.TimeWindows({"a": 7, "b": 2, "c": 2})
     assert allocation.uniform(windows) == {"a": 4, "b": 4, "c": 3}

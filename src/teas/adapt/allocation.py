@@ -1,11 +1,11 @@
-"""Windows under a budget: by activity (the paper), and the uniform and shuffled controls. Pure and deterministic."""
+"""Windows under a budget: by activity (the paper), by damage, and the uniform and shuffled controls. Pure and deterministic."""
 
 from __future__ import annotations
 
 import heapq
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from teas.errors import TeasError
 from teas.spiking.time_windows import TimeWindows
@@ -91,6 +91,18 @@ def _interpolated(points: Mapping[int, float], steps: int) -> float:
     if not high or a > steps:
         return x * (a / steps) ** 2
     return x if a == b else x * (y / x) ** (math.log(steps / a) / math.log(b / a))
+
+
+def staircase(layers: Sequence[str], mean: float) -> TimeWindows:
+    """Windows that fall by one step from each layer to the next, at a mean of at most `mean`: no two are equal, so that every train is re-timed.
+
+    For immediate firing with layout `even`: a train that passes unchanged keeps its neuron's bursts, a re-timed one is spaced evenly. Raises
+    `TeasError` for a mean at which the last window would be below one step.
+    """
+    last = math.floor(mean - (len(layers) - 1) / 2 + 1e-9)
+    if last < 1:
+        raise TeasError(f"windows that fall by a step over {len(layers)} layers need a mean of at least {(len(layers) + 1) / 2:g}, not {mean:g}")
+    return TimeWindows({layer: last + later for layer, later in zip(layers, reversed(range(len(layers))), strict=True)})
 
 
 def initial(activity: Mapping[str, float], window: int, exponent: float = 1.0) -> TimeWindows:

@@ -22,7 +22,7 @@ from teas.study.tables import build, check_positive
 
 RANDOM = "random"  # as weights: none, only to try the road
 CONTROLS = ("uniform", "shuffled")
-ALLOCATORS = ("uniform", "damage", "activity", "activity_root", "shuffled")
+ALLOCATORS = ("uniform", "damage", "activity", "activity_root", "shuffled", "staircase")
 LEARNED = "learned"  # by gradient, from uniform windows: only while retraining
 
 

@@ -266,6 +266,8 @@ def allocated(allocator: str, mean: float, activity: dict[str, float], damage: d
         return allocation.allocate(dict.fromkeys(activity, 1.0), allocation.budget_for(mean, len(activity)), limits)
     if allocator == "damage":
         return allocation.by_damage(damage, mean, LIMIT)
+    if allocator == "staircase":
+        return allocation.staircase(list(activity), mean)
     exponent = 0.5 if allocator == "activity_root" else 1.0
     windows = allocation.by_activity(activity, limits, mean, exponent)
     return allocation.shuffled(windows, seed) if allocator == "shuffled" else windows

@@ -24,6 +24,7 @@ STYLE = {
     "damage": {"color": "#D55E00", "marker": "o"},
     "activity": {"color": "#CC79A7", "marker": "s"},
     "activity_root": {"color": "#E69F00", "marker": "D"},
+    "staircase": {"color": "#56B4E9", "marker": "X"},
 }
 
 

@@ -6,6 +6,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const MARKS = { // Okabe-Ito colours, and a shape each, so that colour is never needed
   full: ["#000000", "square"], own: ["#56B4E9", "plus"], damage: ["#D55E00", "circle"], "by activity": ["#D55E00", "circle"], uniform: ["#0072B2", "triangle"],
   activity: ["#CC79A7", "square"], activity_root: ["#E69F00", "diamond"], shuffled: ["#009E73", "plus"],
+  staircase: ["#56B4E9", "diamond"],
 };
 const NAMES = { mean: "mean window (steps)", sum: "sum of the windows: steps of one inference", max: "longest window (steps)" };
 
