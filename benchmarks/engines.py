@@ -171,9 +171,9 @@ def contenders(setting: Setting, window: int, batch: Tensor) -> tuple[dict[str, 
 
 def immediate_flips(network: teas.SpikingNetwork, batch: Tensor) -> dict[str, float]:
     """Of the event engine, on the weights as they are and on rounded ones; and of the reference itself, in another layout and in float64."""
-    in64 = teas.SpikingNetwork(copy.deepcopy(network.module).double(), network.windows).eval()
     if ENGINE["event"].why_not(network, torch.device("cpu")):
         return {}
+    in64 = teas.SpikingNetwork(copy.deepcopy(network.module).double(), network.windows).eval()
     wanted, exact = network(batch), in64(batch.double())
     found = {
         "reference, immediate, channels last": flip_rate(network(batch.contiguous(memory_format=torch.channels_last)), wanted),

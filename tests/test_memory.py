@@ -1,5 +1,7 @@
 """Ways to train in less memory: the same step from less that is kept, and a clear end where memory runs out."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,9 @@ from torch import nn
 import teas
 from teas.adapt.memory import explained, peak_memory
 from teas.ann.architectures import Design, build
+from teas.spiking import network as network_module
+from teas.spiking import recompute as recompute_module
+from teas.spiking.neuron import run_immediate
 from teas.spiking.recompute import from_bits, to_bits
 
 WINDOWS = {"conv_if1": 6, "conv_if2": 4, "if1": 3, "if2": 5}
@@ -201,3 +206,41 @@ def test_a_batch_of_one_value_a_channel_is_told():
     net = teas.SpikingNetwork(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), teas.IF(), nn.Linear(4, 2)), 4).train()
     with pytest.raises(teas.TeasError, match="more than one value per channel"):
         net(torch.randn(1, 3))
+
+
+BITS = {
+    "first": {}, "even": {"layout": "even"}, "residual": {"transform": "residual"}, "linear": {"transform": "linear"}, "first spike": {"code": "first_spike"},
+    "poisson": {"encoding": "poisson"}, "latency": {"code": "first_spike", "encoding": "latency"}, "event counts": {"encoding": "train"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("options", BITS.values(), ids=BITS)
+def test_bits_change_no_gradient(options, recompute, monkeypatch):
+    """The same step with trains kept as they are; a recording may have several events in a bin."""
+    found = []
+    for kept in (recompute_module.kept_as_bits, lambda trains: contextlib.nullcontext()):
+        monkeypatch.setattr(recompute_module, "kept_as_bits", kept)
+        monkeypatch.setattr(network_module, "kept_as_bits", kept)
+        torch.manual_seed(4)
+        module = nn.Sequential(nn.Linear(6, 9), teas.IF(0.4, surrogate="arctan"), nn.Linear(9, 5), teas.LIF(0.8, 0.3, surrogate="arctan"))
+        net = teas.SpikingNetwork(module, {"1": 4, "3": 7}, **options).train()
+        net.recompute = recompute
+        inputs = torch.randint(4, (8, 4, 6)).float() if "train" in options.values() else torch.rand(8, 6)
+        (net(inputs).logits - 1).square().sum().backward()
+        found.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    assert all(gradient.norm() > 0 for gradient in found[0].values() if gradient is not None)
+    for name, gradient in found[0].items():
+        assert gradient is None or torch.equal(gradient, found[1][name]), name
+
+
+def test_potentials_come_back_in_thirty_two_bits():
+    """Sums of 16 bits have the gradient of the same sums in 32, rounded."""
+    torch.manual_seed(0)
+    sums, weight, neuron = torch.randn(6, 3, 8).bfloat16(), torch.randn(6, 3, 8), teas.LIF(0.9, surrogate="arctan")
+    gradients = []
+    for kind in (torch.bfloat16, torch.float32):
+        current = sums.to(kind, copy=True).requires_grad_()
+        (run_immediate(current, neuron).spikes * weight).sum().backward()
+        gradients.append(current.grad)
+    assert torch.equal(gradients[0], gradients[1].bfloat16())

@@ -30,9 +30,9 @@ def quantise(network: SpikingNetwork, bits: int = 8) -> SpikingNetwork:
     Biases become multiples of `s/2`, thresholds keep two bits more than weights, so that counts are ratios of integers that every engine computes alike.
     Symmetric, per output channel, rounded to the nearest, no data needed. Layers that read the analog input, and the readout, stay as they are.
     Amplitudes of converted layers go into the weights first (`fold_amplitudes`), so that these read bare counts.
-    It costs accuracy: measure it. Windows up to 255 then run on integer kernels at 8 bits, at the same weights whatever the windows are. At 12 to
-    16 bits it costs next to nothing, and float32 still holds every sum of immediate firing over windows of some tens of steps: engines that add in
-    another order count the same.
+    It costs accuracy: measure it. Windows up to 255 then run on integer kernels at 8 bits, at the same weights whatever the windows are. Up to 16
+    bits float32 holds the sums of immediate firing too, as long as potentials stay below some hundred thresholds: engines that add in another order
+    count the same.
 
     Raises `TeasError` for other than 2 to 16 bits.
     """

@@ -9,6 +9,7 @@ from teas.errors import TeasError
 
 LAYOUTS = ("first", "even")
 ENCODINGS = ("direct", "poisson", "latency", "train")
+BINARY = ("poisson", "latency")  # those that make trains of 0 and 1 of the input
 
 
 def _steps(window: int, like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from teas.errors import TeasError, check_choice
-from teas.spiking.coding import ENCODINGS, LAYOUTS, count_to_train, encode, first_spike_time
+from teas.spiking.coding import BINARY, ENCODINGS, LAYOUTS, count_to_train, encode, first_spike_time
 from teas.spiking.neuron import FIRINGS, IF, Emission, run_immediate, run_two_phase
 from teas.spiking.recompute import kept_as_bits, recomputed
 from teas.spiking.synapses import run_synapses
@@ -205,7 +205,7 @@ class SpikingNetwork(nn.Module):
     def _learning(self, layer: Layer, trains: dict[str, Tensor], window: int, neurons: IF) -> Emission:
         """What a layer emits under immediate firing, to be learned from: kept are its trains, as bits, and, unless `recompute` is set, its sums."""
         names, once = tuple(trains), self.semantics.code == "first_spike"
-        binary = [train for name, train in trains.items() if name != INPUT or self.semantics.encoding != "direct"]
+        binary = [train for name, train in trains.items() if name != INPUT or self.semantics.encoding in BINARY]
         if self.recompute:
             called = [self.module.get_submodule(str(operation.target)) for operation in layer.synapses if operation.kind == "call_module"]
 

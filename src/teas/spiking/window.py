@@ -55,7 +55,7 @@ class Window(torch.autograd.Function):
     def backward(ctx, grad_spikes: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
         sums, weight, bias, mean, scale, threshold = ctx.saved_tensors
         neuron, decay = ctx.neuron, ctx.leak
-        current = sums if mean is None else _normalised_again(sums, weight, bias, mean, scale)
+        current = _real(sums) if mean is None else _normalised_again(sums, weight, bias, mean, scale)
         potentials, spikes = _charged(current, threshold, neuron, decay, ctx.steps, ctx.once, mean is not None)
         by_subtraction, slope = neuron.reset == "subtract", SURROGATES[neuron.surrogate]
         learns_threshold, learns_leak = ctx.needs_input_grad[4:6]
@@ -130,8 +130,9 @@ def _charged(current: Tensor, threshold: Tensor, neuron: IF, leak: float, steps:
 def _normalised(sums: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm | None) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
     """The currents, at least in 32 bits, and the mean and the inverse deviation of the batch; running statistics move as `nn.BatchNorm2d` says."""
     if norm is None:
-        return _at_least_32_bits(sums).contiguous(), (None, None)
+        return _real(sums), (None, None)
     folded = sums.flatten(0, 1)
+    norm._check_input_dim(folded)
     if folded.numel() == folded.shape[1]:
         raise TeasError(f"a batch norm in training needs more than one value per channel; got {tuple(sums.shape)} (a last batch of one sample?)")
     momentum = norm.momentum or 0.0
@@ -140,15 +141,16 @@ def _normalised(sums: Tensor, weight: Tensor | None, bias: Tensor | None, norm: 
         momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else momentum
     running = (norm.running_mean, norm.running_var) if norm.training else (None, None)
     current, mean, scale = torch.native_batch_norm(folded, weight, bias, *running, True, momentum, norm.eps)
-    return _at_least_32_bits(current).view(sums.shape), (mean, scale)
+    return _real(current).view(sums.shape), (mean, scale)
 
 
 def _normalised_again(sums: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, scale: Tensor) -> Tensor:
     """The same currents to the bit, from the moments: those of a norm with a variance of 1, whose weight is `weight·scale`."""
     weight = scale if weight is None else weight * scale
     current = torch.native_batch_norm(sums.flatten(0, 1), weight, bias, mean, torch.ones_like(mean), False, 0.0, 0.0)[0]
-    return _at_least_32_bits(current).view(sums.shape)
+    return _real(current).view(sums.shape)
 
 
-def _at_least_32_bits(current: Tensor) -> Tensor:
+def _real(current: Tensor) -> Tensor:
+    """Currents as potentials are: in 32 bits at least."""
     return current.float() if current.dtype in (torch.bfloat16, torch.float16) else current

@@ -47,10 +47,9 @@ def _stepper(parameters: Any, logits: Callable[[Tensor], Tensor], batch: int) ->
     return step
 
 
-def ours(steps: int, batch: int, recompute: bool = False) -> Callable[[], None]:
+def ours(steps: int, batch: int) -> Callable[[], None]:
     """Forward, backward and update of a `SpikingNetwork`."""
     network = SpikingNetwork(conv7_fc2().train(), steps)
-    network.recompute = recompute
     return _stepper(network.parameters(), lambda inputs: network(inputs).logits, batch)
 
 
@@ -78,6 +77,4 @@ def spikingjelly_multistep(steps: int, batch: int) -> Callable[[], None]:
     return _stepper(module.parameters(), logits, batch)
 
 
-STEPS: dict[str, Callable[[int, int], Callable[[], None]]] = {
-    "train_teas": ours, "train_spikingjelly_multistep": spikingjelly_multistep,
-}  # fmt: skip
+STEPS: dict[str, Callable[[int, int], Callable[[], None]]] = {"train_teas": ours, "train_spikingjelly_multistep": spikingjelly_multistep}
