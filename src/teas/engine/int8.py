@@ -31,7 +31,7 @@ def quantise(network: SpikingNetwork, bits: int = 8) -> SpikingNetwork:
     Symmetric, per output channel, rounded to the nearest, no data needed. Layers that read the analog input, and the readout, stay as they are.
     Amplitudes of converted layers go into the weights first (`fold_amplitudes`), so that these read bare counts.
     It costs accuracy: measure it. Windows up to 255 then run on integer kernels at 8 bits, at the same weights whatever the windows are. Up to 16
-    bits float32 holds the sums of immediate firing too, as long as potentials stay below some hundred thresholds: engines that add in another order
+    bits float32 holds the sums of immediate firing too, as long as these stay below 16 thresholds: engines that add in another order
     count the same.
 
     Raises `TeasError` for other than 2 to 16 bits.
