@@ -12,11 +12,12 @@ from torch import nn
 
 import teas
 from teas.ann.resnet import CifarResNet
+from teas.ann.training import UNLABELLED
 from teas.exchange.weights import load_weights
 from teas.study import config
 from teas.study import data as datasets
 from teas.study.conversion import paired_p_value
-from teas.study.experiment import load_run, pack, run
+from teas.study.experiment import load_data, load_run, pack, run
 from teas.study.hooks import Hooks
 from teas.study.metrics import evaluate
 from teas.study.report import findings, table_rows, write_report
@@ -135,6 +136,37 @@ def test_retraining_from_an_untrained_ann_to_a_network_that_evaluates_again(tmp_
         run(config.parse(TEXT, "test", changes), tmp_path / "out", data_folder=tmp_path, resume=True, hooks=Hooks(say=again.append))["rows"] == metrics["rows"]
     )
     assert not any("loss" in line for line in again)
+
+
+def test_unlabelled_images_are_learned_from_but_not_through_time(tmp_path, monkeypatch):
+    small_cifar(tmp_path)
+    (tmp_path / "cifar-100-binary").mkdir()
+    rows = np.random.default_rng(1).integers(0, 100, (20, 3074), np.uint8)
+    for name in ("train", "test"):
+        rows.tofile(tmp_path / f"cifar-100-binary/{name}.bin")
+    changes = ("conversion.means=[]", "conversion.weights=''", "conversion.pretraining={epochs = 1}", "conversion.firing=immediate", "retraining.means=[2]",
+               "retraining.allocators=['uniform']", "retraining.through_time=1", "retraining.unlabelled=cifar100")  # fmt: skip
+    with pytest.raises(teas.TeasError, match="only the ANN can teach"):
+        config.parse(TEXT, "test", (*changes, "retraining.recipe={epochs = 1}"))
+    experiment = config.parse(TEXT, "test", (*changes, "retraining.recipe={epochs = 1, distillation = 1.0}"))
+    seen = []
+    drawn = datasets.loader
+    monkeypatch.setattr(datasets, "loader", lambda images, *rest, **options: (seen.append(images), drawn(images, *rest, **options))[1])
+    run(experiment, tmp_path / "out", data_folder=tmp_path)
+    (mixture,) = (images for images in seen if bool((images.labels == UNLABELLED).any()))
+    data = load_data(experiment, tmp_path)
+    assert torch.equal(mixture.images, torch.cat([data.train.images, torch.from_numpy(rows[:, 2:].reshape(-1, 3, 32, 32))]))
+    assert torch.equal(mixture.labels, torch.cat([data.train.labels, torch.full((20,), UNLABELLED)]))
+    assert sum(torch.equal(images.labels, data.train.labels) for images in seen) == 2  # the ANN's training, and the one through time
+
+
+def test_unlabelled_images_of_another_size_are_refused():
+    digits = datasets.load("digits", None, validation=100).train
+    with pytest.raises(teas.TeasError, match="add --data DIR"):
+        datasets.with_unlabelled(digits, "cifar100", None)
+    wide = datasets.Images((np.zeros((4, 1, 9, 8), np.uint8), np.zeros(4)), 16.0, torch.zeros(1), torch.ones(1))
+    with pytest.raises(teas.TeasError, match=r"of 'digits' are \[1, 8, 8\], the others \[1, 9, 8\]"):
+        datasets.with_unlabelled(wide, "digits", None)
 
 
 def test_immediate_firing_is_retrained_through_time(tmp_path):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import teas
 from teas.ann.quantised import QuantisedReLU, quantised_activations, set_windows
-from teas.ann.training import Recipe, train
+from teas.ann.training import UNLABELLED, Recipe, train
 
 
 class Net(nn.Module):
@@ -147,6 +147,22 @@ def test_answers_are_softened_by_the_temperature(temperature):
     expected = temperature**2 * (theirs * (theirs.log() - ours.log())).sum() / len(labels)
     found = train(net, DataLoader(TensorDataset(inputs, labels), 16), Recipe(epochs=1, distillation=1.0, temperature=temperature), teacher=teacher)
     assert found[0].loss == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("known", [6, 0])
+def test_unlabelled_inputs_are_learned_from_the_teacher_alone(known):
+    """Half the teacher's answer on all of them, half the labels' mean on those that have one."""
+    teacher = Net().eval()
+    inputs, labels = next(iter(samples()))
+    labels = torch.where(torch.arange(len(labels)) < known, labels, UNLABELLED)
+    with torch.no_grad():
+        ours, theirs = student().train()(inputs), teacher(inputs)
+        taught = 4 * ((theirs / 2).softmax(1) * ((theirs / 2).log_softmax(1) - (ours / 2).log_softmax(1))).sum() / len(labels)
+        told = sum(-float(ours[i].log_softmax(0)[labels[i]]) for i in range(known)) / max(known, 1)
+        right = sum(int(ours[i].argmax()) == int(labels[i]) for i in range(known))
+    (epoch,) = train(student(), DataLoader(TensorDataset(inputs, labels), 16), Recipe(epochs=1, distillation=0.5), teacher=teacher)
+    assert epoch.loss == pytest.approx((float(taught) + told) / 2, rel=1e-4)
+    assert epoch.accuracy == pytest.approx(100 * right / max(known, 1))
 
 
 def test_mixup_learns_mixtures_of_inputs_and_labels():

@@ -25,6 +25,7 @@ from teas.errors import TeasError, check_choice
 from teas.files import write_atomically
 
 PRECISIONS = ("float32", "bfloat16")
+UNLABELLED = -100  # a label that is none, for images that only the teacher answers; cross-entropy leaves it out
 Network = Callable[[Tensor], Tensor]
 
 
@@ -81,7 +82,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class AnnEpoch:
-    """What one epoch did: mean loss, and training accuracy in percent."""
+    """What one epoch did: mean loss, and training accuracy in percent of the labelled images."""
 
     number: int
     loss: float
@@ -103,7 +104,8 @@ def train(
 ) -> list[AnnEpoch]:
     """Train an ANN in place on batches `(inputs [batch, *shape], labels [batch])`, and return what each epoch did.
 
-    teacher: a network whose softened answer is learned too, at weight `recipe.distillation` (Hinton et al., 2015).
+    teacher: a network whose softened answer is learned too, at weight `recipe.distillation` (Hinton et al., 2015). Inputs labelled `UNLABELLED` are
+    learned from its answer alone.
     budget, costs: learn the windows of the quantised activations too (see `WindowLearner`), which end whole and within the budget.
     checkpoint: one file, written after each epoch; a training that finds its own there continues, to bit-identical weights on one CPU.
     Raises `TeasError` where the loss or a weight is not finite (the checkpoint keeps the epoch before), or a teacher is asked for and missing.
@@ -157,7 +159,7 @@ def _run_epoch(
     forward: Network, optimizer: torch.optim.SGD, data: Iterable[Any], steps: int, recipe: Recipe, teacher: Network | None, number: int, device: torch.device,
     model: nn.Module, learner: WindowLearner | None,
 ) -> AnnEpoch:  # fmt: skip
-    loss_sum, right, seen = 0.0, 0, 0
+    loss_sum, right, labelled, seen = 0.0, 0, 0, 0
     layers = quantised_activations(model)
     for index, (inputs, labels) in enumerate(data):
         inputs, labels = inputs.to(device).contiguous(memory_format=torch.channels_last if inputs.dim() == 4 else torch.contiguous_format), labels.to(device)
@@ -180,10 +182,10 @@ def _run_epoch(
         optimizer.step()
         if learner and done < recipe.window_share:
             learner.update(recipe.window_rate)
-        right, seen = right + int((logits.argmax(1) == labels).sum()), seen + len(labels)
+        right, labelled, seen = right + int((logits.argmax(1) == labels).sum()), labelled + int((labels != UNLABELLED).sum()), seen + len(labels)
     if not seen:
         raise TeasError("the training data is empty: no batch came from the loader")
-    return AnnEpoch(number, loss_sum / seen, 100 * right / seen)
+    return AnnEpoch(number, loss_sum / seen, 100 * right / max(labelled, 1))
 
 
 @torch.no_grad()
@@ -202,9 +204,12 @@ def _mixed(inputs: Tensor, alpha: float) -> tuple[Tensor, float]:
 
 
 def _loss(logits: Tensor, labels: Tensor, share: float, answer: Tensor | None, recipe: Recipe) -> Tensor:
-    truth = (1 - share) * F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
-    if share:
-        truth = truth + share * F.cross_entropy(logits, labels.flip(0), label_smoothing=recipe.smoothing)
+    if bool((labels == UNLABELLED).all()):
+        truth = logits.new_zeros(())  # the mean over no labels is not a number
+    else:
+        truth = (1 - share) * F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing, ignore_index=UNLABELLED)
+        if share:
+            truth = truth + share * F.cross_entropy(logits, labels.flip(0), label_smoothing=recipe.smoothing, ignore_index=UNLABELLED)
     if answer is None:
         return truth
     temperature = recipe.temperature

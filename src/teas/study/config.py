@@ -193,7 +193,8 @@ class RetrainingConfig:
 
     The recipe trains quantised activations, which is two-phase firing; with `recipe.together` one network for all of these windows. through_time:
     epochs after it, step by step under the conversion's own firing, layout and transform (STBP, Eqs. 4 and 5), which immediate firing needs;
-    through_time_rate: their learning rate.
+    through_time_rate: their learning rate. unlabelled: another data set, whose training images are learned from too, by the ANN's answers
+    alone; an epoch then is one pass over both.
     """
 
     means: tuple[float, ...] = (4,)
@@ -201,8 +202,11 @@ class RetrainingConfig:
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=20, rate=0.03, weight_decay=1e-4, distillation=0.5))
     through_time: int = 0
     through_time_rate: float = 1e-4
+    unlabelled: str = ""
 
     def __post_init__(self) -> None:
+        if self.unlabelled and not self.recipe.distillation:
+            raise TeasError(f"retraining.unlabelled is {self.unlabelled!r}: without labels only the ANN can teach; set recipe.distillation above 0")
         check_positive("retraining.through_time_rate", self.through_time_rate)
         if self.through_time < 0:
             raise TeasError(f"retraining.through_time is {self.through_time}; it is a number of epochs, 0 for none")

@@ -209,7 +209,7 @@ def retrain(
     learned, together = allocator == LEARNED, config.recipe.together
     name = "together" if together else f"{allocator}-{windows.mean:.4g}"
     student = found.conversion.trainable(together[1] if together else windows)
-    batches = datasets.loader(data.train, batch, shuffle_seed=found.seed)
+    batches = datasets.loader(data.mixture or data.train, batch, shuffle_seed=found.seed)
     train(
         student, batches, config.recipe, teacher=found.ann, budget=windows.sum if learned else None, seed=found.seed,
         checkpoint=folder / "checkpoints" / f"{name}.safetensors", progress=hooks.progress,
@@ -222,7 +222,7 @@ def retrain(
         recalibrate(student, found.calibration)
     network = convert(student.eval(), found.calibration).at(windows, **found.semantics)
     if config.through_time:
-        name = f"{allocator}-{windows.mean:.4g} through time"
+        name, batches = f"{allocator}-{windows.mean:.4g} through time", datasets.loader(data.train, batch, shuffle_seed=found.seed)
         run_stage(
             network, batches, Stage("through_time", config.through_time, config.through_time_rate), accelerator=Accelerator(),
             checkpoint=folder / "checkpoints" / name.replace(" ", "-"), progress=hooks.progress,

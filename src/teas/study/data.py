@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from teas.ann.training import UNLABELLED
 from teas.errors import TeasError, check_choice
 from teas.study.augmentation import AUGMENTATIONS
 from teas.study.imagenet import Pictures, read_folders, read_listed
@@ -64,13 +65,17 @@ class Images(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: `train` to learn from, `validation` (held out of the training set) to choose by, `test` for final figures only."""
+    """A data set: `train` to learn from, `validation` (held out of the training set) to choose by, `test` for final figures only.
+
+    mixture: where a teacher answers unlabelled images too, those of `train` with them.
+    """
 
     name: str
     train: Images
     validation: Images
     test: Images
     classes: int
+    mixture: Images | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,17 +133,7 @@ def load(
     `digits` is embedded (scikit-learn); the others are read from `folder`. Raises `TeasError` where the folder is missing, empty, damaged
     or of another data set.
     """
-    check_choice("data set", name, tuple(READERS))
-    if name == "digits":
-        train, test = _digits()
-    else:
-        if folder is None:
-            raise TeasError(f"data set {name!r} is read from a folder: add --data DIR, or --data DIR --download to fetch it there")
-        if download:
-            _download(name, folder)
-        if not folder.is_dir() or not any(folder.iterdir()):
-            raise TeasError(f"the data folder {folder} is {'empty' if folder.is_dir() else 'missing'}; expected {name!r} in it, or add --download")
-        train, test = READERS[name](folder)
+    train, test = _read(name, folder, download)
     classes = int(max(train[1].max(), test[1].max())) + 1
     order = np.random.default_rng(seed).permutation(len(train[1]))
     if not 0 < validation < len(order):
@@ -155,6 +150,35 @@ def load(
         return Images(arrays, full, mean, std, augment)
 
     return Data(name, images((train[0][kept], train[1][kept]), augmentation), images((train[0][held], train[1][held])), images(test), classes)
+
+
+def with_unlabelled(labelled: Images, name: str, folder: Path | None, download: bool = False) -> Images:
+    """The images and, after them, the training images of another data set, augmented and normalised alike, all labelled `UNLABELLED`.
+
+    Raises `TeasError` where they are not images of the same shape kept as bytes in memory, or can't be read.
+    """
+    extra = _read(name, folder, download)[0][0]
+    if isinstance(labelled.images, Pictures) or isinstance(extra, Pictures) or labelled.images.shape[1:] != extra.shape[1:]:
+        shapes = [list(images.shape[1:]) for images in (labelled.images, extra)]
+        raise TeasError(f"unlabelled images must be of the size of the others and fit into memory; those of {name!r} are {shapes[1]}, the others {shapes[0]}")
+    joined = copy.copy(labelled)
+    joined.images = torch.cat([labelled.images, torch.from_numpy(extra)])
+    joined.labels = torch.cat([labelled.labels, torch.full((len(extra),), UNLABELLED)])
+    return joined
+
+
+def _read(name: str, folder: Path | None, download: bool) -> tuple[Arrays, Arrays]:
+    check_choice("data set", name, tuple(READERS))
+    if name == "digits":
+        return _digits()
+    if folder is None:
+        raise TeasError(f"data set {name!r} is read from a folder: add --data DIR, or --data DIR --download to fetch it there")
+    if download:
+        _download(name, folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise TeasError(f"the data folder {folder} is {'empty' if folder.is_dir() else 'missing'}; expected {name!r} in it, or add --download")
+    found: tuple[Arrays, Arrays] = READERS[name](folder)
+    return found
 
 
 def _moments(images: np.ndarray | Pictures, full: float) -> tuple[np.ndarray, np.ndarray]:

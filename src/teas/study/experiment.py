@@ -154,7 +154,10 @@ def load_data(experiment: Experiment, folder: Path | None, download: bool = Fals
     """The experiment's data, read from the folder of the data sets."""
     config = experiment.data
     options: dict[str, Any] = {"validation": config.validation, "samples": config.samples, "augmentation": config.augmentation, "moments": config.moments}
-    return datasets.load(config.name, folder, download=download, **options)
+    data = datasets.load(config.name, folder, download=download, **options)
+    if experiment.retraining is None or not experiment.retraining.unlabelled:
+        return data
+    return dataclasses.replace(data, mixture=datasets.with_unlabelled(data.train, experiment.retraining.unlabelled, folder, download))
 
 
 def open_folder(experiment: Experiment, folder: Path, data_folder: Path | None, resume: bool) -> None:
