@@ -211,6 +211,8 @@ def test_one_network_for_many_windows_and_windows_that_are_learned(tmp_path, rec
         ("conversion.architecture='resnet21'", "resnet20"),
         ("conversion.allocators=['guess']", "uniform, damage"),
         ("conversion.means=[0.5]", "at least one step"),
+        ("conversion.threshold='median'", "mse, percentile, maximum"),
+        ("conversion.margin=2.0|conversion.threshold='mse'", "set threshold to 'maximum'"),
         ("conversion.weight='x'", "did you mean 'weights'"),
     ],
 )

@@ -1,5 +1,6 @@
 """Conversion: agreement with the ANN as windows grow, every form of ReLU, and refusals that list everything."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,25 @@ def test_mse_thresholds_are_the_best_of_a_finer_search(per_channel):
     grid = [found * f for f in torch.linspace(0.3, 3, 400)]
     assert error(found) <= 1.05 * min(error(candidate) for candidate in grid)
     assert found.shape == ((3,) if per_channel else ())
+
+
+def test_a_margin_lifts_the_largest_activations_seen_up_to_a_ceiling():
+    ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU6(), nn.Linear(3, 2))
+    ann[0].bias.data.zero_()
+    ann[0].weight.data = torch.tensor([[0.1], [1.0], [9.0]]) * torch.eye(3, 4)
+    inputs = torch.randn(200, 4)
+    largest = ann[:2](inputs).detach().amax(0)
+    assert (largest == 6).any()
+    assert (1.25 * largest < 6).any()
+    thresholds = teas.convert(ann, [inputs[:90], inputs[90:]], threshold="maximum", margin=1.25).at(8).module.get_submodule("1").threshold
+    torch.testing.assert_close(thresholds.detach(), (1.25 * largest).clamp_max(6))
+
+
+@pytest.mark.parametrize(("options", "message"), [({"margin": 0.5, "threshold": "maximum"}, "at least 1"), ({"margin": math.nan}, "at least 1"),
+                                                  ({"margin": 1.5}, "not by mse")])  # fmt: skip
+def test_margins_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(teas.TeasError, match=message):
+        teas.convert(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), [torch.randn(8, 4)], **options)
 
 
 def test_quantised_is_what_the_neurons_do():

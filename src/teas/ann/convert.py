@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -64,12 +65,12 @@ class Conversion:
         activations: list[Activation],
         samples: dict[str, Samples],
         batches: tuple[Tensor, ...],
-        options: dict[str, object],
+        options: dict[str, Any],
     ):
         self._ann, self._graph, self._activations, self._samples, self._batches = ann, graph, activations, samples, batches
         self._fitted: dict[tuple[str, int], Tensor] = {}
         self._mean: dict[str, Tensor] = {}
-        self._method, self._v0, self._per_channel = str(options["threshold"]), float(str(options["v0"])), bool(options["per_channel"])
+        self._options, self._v0 = options, float(options["v0"])
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -86,8 +87,8 @@ class Conversion:
         steps.validate(self.layers)
         neurons: dict[str, nn.Module] = {}
         for activation in self._activations:
-            threshold, v0 = self._threshold(activation, steps[activation.name]), self._v0 if activation.quantised is None else activation.quantised.v0
-            fire = IF(threshold, reset="subtract", v0=v0)
+            v0 = self._v0 if activation.quantised is None else activation.quantised.v0
+            fire = IF(self._threshold(activation, steps[activation.name]), reset="subtract", v0=v0)
             neurons |= {activation.name: fire, f"{activation.name}_amplitude": Amplitude(fire.threshold)}
         module = _with_modules(self._graph, neurons).to(self._batches[0].device).eval()
         network = SpikingNetwork(module, steps, **{"firing": "two_phase", **semantics}).eval()
@@ -112,7 +113,7 @@ class Conversion:
             return activation.quantised.threshold.detach()
         key = (activation.name, window)
         if key not in self._fitted:
-            self._fitted[key] = fit(self._samples[activation.name], window, self._method, self._v0, activation.ceiling, self._per_channel)
+            self._fitted[key] = fit(self._samples[activation.name], window, ceiling=activation.ceiling, **self._options)
         return self._fitted[key]
 
     @torch.no_grad()
@@ -165,20 +166,36 @@ def _kept(batches: list[Tensor]) -> tuple[Tensor, ...]:
     return torch.split(inputs[: max(16, _KEPT_VALUES // size)], max(8, _BATCH_VALUES // size))
 
 
+def check_margin(margin: float, threshold: str) -> None:
+    """Raise `TeasError` for a margin of thresholds that is none, or that the method leaves no room for."""
+    if not 1 <= margin < math.inf:
+        raise TeasError(f"margin is {margin}; it is how many times the largest activation seen a threshold is, at least 1")
+    if margin != 1 and threshold != "maximum":
+        raise TeasError(f"margin {margin:g} goes with thresholds by maximum, not by {threshold}; set threshold to 'maximum', or leave the margin out")
+
+
 @torch.no_grad()
 def convert(
-    ann: nn.Module, calibration: Iterable[Tensor | tuple[Tensor, ...]], *, threshold: str = "mse", per_channel: bool = True, v0: float = 0.5
+    ann: nn.Module,
+    calibration: Iterable[Tensor | tuple[Tensor, ...]],
+    *,
+    threshold: str = "mse",
+    per_channel: bool = True,
+    v0: float = 0.5,
+    margin: float = 1.0,
 ) -> Conversion:
     """Convert a trained ANN whose activations are ReLUs (clipped ones too) to a spiking network of integrate-and-fire neurons.
 
     calibration: batches of inputs `[batch, *shape]`, or of tuples that begin with them; a few hundred training samples are enough.
     threshold: `mse` (least squared error at the layer's window), `percentile` (99.9th), or `maximum`; for each channel, or each layer.
     v0: potential at the start of a window, in thresholds; 0.5 makes the neurons round to nearest.
+    margin: with `maximum`, how many times the largest activation seen the threshold is; above 1 where inputs to come may go beyond the calibration's.
 
     Raises `TeasError`, before any other work, with a list of every operation that can't be converted, its source line and a way out; and for
     a network without ReLU, one that can't be traced, or calibration data that is empty or not finite.
     """
     check_choice("threshold", threshold, METHODS)
+    check_margin(margin, threshold)
     graph = traced(ann)
     refuse_unconvertible(graph)
     activations = find_activations(graph)
@@ -198,7 +215,7 @@ def convert(
             kept.append(inputs)
     if not kept or len(kept[0]) == 0:
         raise TeasError("calibration needs at least one batch of inputs; the data is empty")
-    conversion = Conversion(ann, graph, activations, samples, _kept(kept), {"threshold": threshold, "per_channel": per_channel, "v0": v0})
+    conversion = Conversion(ann, graph, activations, samples, _kept(kept), {"method": threshold, "v0": v0, "per_channel": per_channel, "margin": margin})
     probed = conversion.at({a.name: a.quantised.window if a.quantised else _PROBE for a in activations})
     suspicious = [f"{row.layer} ({100 * row.error:.0f} %)" for row in conversion.report(probed) if row.error > _SUSPICIOUS]
     if suspicious:

@@ -40,11 +40,11 @@ def quantised(values: Tensor, threshold: Tensor, window: int, v0: float) -> Tens
     return (v0 + window * values / threshold).floor().clamp(0, window) * (threshold / window)
 
 
-def fit(samples: Samples, window: int, method: str, v0: float, ceiling: float, per_channel: bool) -> Tensor:
+def fit(samples: Samples, window: int, method: str, v0: float, ceiling: float, per_channel: bool, margin: float = 1.0) -> Tensor:
     """Thresholds for a window, one number or one per channel `[channel]`; never above the ceiling of a clipped activation.
 
-    `maximum`: the largest activation seen. `percentile`: the 99.9th. `mse`: the one that minimises the mean squared error of `quantised`
-    over the samples, searched on a grid of fractions of the maximum.
+    `maximum`: the largest activation seen, times `margin` for what was not seen. `percentile`: the 99.9th. `mse`: the one that minimises the
+    mean squared error of `quantised` over the samples, searched on a grid of fractions of the maximum.
     """
     assert samples.maximum is not None
     values = samples.values()
@@ -53,7 +53,7 @@ def fit(samples: Samples, window: int, method: str, v0: float, ceiling: float, p
         values, maximum = values.flatten()[None], maximum.max()[None]
     smallest = 1e-3 * maximum.max().clamp_min(1e-6)  # a channel that never fires still needs a threshold above 0
     if method == "maximum":
-        best = maximum
+        best = margin * maximum
     elif method == "percentile":
         rank = max(1, round(0.999 * values.shape[1]))
         best = values.kthvalue(rank, dim=1).values

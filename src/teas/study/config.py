@@ -11,7 +11,9 @@ from teas.adapt.objective import LOSSES
 from teas.adapt.schedule import Adjustment
 from teas.adapt.training import PRECISIONS
 from teas.ann.architectures import ARCHITECTURES, Design
+from teas.ann.convert import check_margin
 from teas.ann.networks import ANNS
+from teas.ann.thresholds import METHODS
 from teas.ann.training import Recipe
 from teas.errors import TeasError, check_choice
 from teas.spiking.network import Semantics
@@ -154,7 +156,7 @@ class ConversionConfig:
     """An ANN to convert, how its thresholds are fitted, and the allocators to compare at which mean windows, without retraining.
 
     weights: a file, relative to the data folder or in full, or `random`, to try the road without; pretraining: how to train the ANN, from
-    these weights or from none.
+    these weights or from none. margin: see `convert`.
     calibration, probe: training samples for thresholds, and for activity and damage. classes: of the ANN, where the data has fewer.
     """
 
@@ -165,6 +167,7 @@ class ConversionConfig:
     threshold: str = "mse"
     per_channel: bool = True
     v0: float = 0.5
+    margin: float = 1.0
     bias_correction: bool = False
     calibration: int = 1000
     probe: int = 1000
@@ -178,6 +181,8 @@ class ConversionConfig:
         if not self.weights and self.pretraining is None:
             raise TeasError("a conversion needs a trained ANN: give conversion.weights, a file, or conversion.pretraining, how to train it")
         check_choice("conversion.architecture", self.architecture, tuple(ANNS))
+        check_choice("conversion.threshold", self.threshold, METHODS)
+        check_margin(self.margin, self.threshold)
         for allocator in self.allocators:
             check_choice("an allocator", allocator, ALLOCATORS)
         for mean in self.means:

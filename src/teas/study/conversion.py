@@ -153,7 +153,8 @@ def load_conversion(
         [pictures.__getitems__(part[i : i + size])[0].to(device) for i in range(0, len(part), size)]
         for part in (order[: config.calibration], order[config.calibration : config.calibration + config.probe])
     )
-    return ann, convert(ann, calibration, threshold=config.threshold, per_channel=config.per_channel, v0=config.v0), calibration, probe
+    options: dict[str, Any] = {"threshold": config.threshold, "per_channel": config.per_channel, "v0": config.v0, "margin": config.margin}
+    return ann, convert(ann, calibration, **options), calibration, probe
 
 
 def _obtain_ann(
