@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from teas.exchange.weights import load_weights
 from teas.study import config
 from teas.study import data as datasets
 from teas.study.conversion import paired_p_value
-from teas.study.experiment import load_data, load_run, pack, run
+from teas.study.experiment import load_run, pack, run
 from teas.study.hooks import Hooks
 from teas.study.metrics import evaluate
 from teas.study.report import findings, table_rows, write_report
@@ -154,7 +155,10 @@ def test_unlabelled_images_are_learned_from_but_not_through_time(tmp_path, monke
     monkeypatch.setattr(datasets, "loader", lambda images, *rest, **options: (seen.append(images), drawn(images, *rest, **options))[1])
     run(experiment, tmp_path / "out", data_folder=tmp_path)
     (mixture,) = (images for images in seen if bool((images.labels == UNLABELLED).any()))
-    data = load_data(experiment, tmp_path)
+    shutil.rmtree(tmp_path / "cifar-100-binary")
+    data = load_run(tmp_path / "out")[1]  # to evaluate, nothing but the data set itself is read
+    with pytest.raises(teas.TeasError, match="cifar-100-binary nor"):
+        run(experiment, tmp_path / "again", data_folder=tmp_path)
     assert torch.equal(mixture.images, torch.cat([data.train.images, torch.from_numpy(rows[:, 2:].reshape(-1, 3, 32, 32))]))
     assert torch.equal(mixture.labels, torch.cat([data.train.labels, torch.full((20,), UNLABELLED)]))
     assert sum(torch.equal(images.labels, data.train.labels) for images in seen) == 2  # the ANN's training, and the one through time
@@ -211,6 +215,7 @@ def test_one_network_for_many_windows_and_windows_that_are_learned(tmp_path, rec
         ("conversion.architecture='resnet21'", "resnet20"),
         ("conversion.allocators=['guess']", "uniform, damage"),
         ("conversion.means=[0.5]", "at least one step"),
+        ("retraining.unlabelled='cifar10'|retraining.recipe={distillation = 1.0}", "name another one"),
         ("conversion.threshold='median'", "mse, percentile, maximum"),
         ("conversion.margin=2.0|conversion.threshold='mse'", "set threshold to 'maximum'"),
         ("conversion.weight='x'", "did you mean 'weights'"),

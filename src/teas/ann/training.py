@@ -108,7 +108,8 @@ def train(
     learned from its answer alone.
     budget, costs: learn the windows of the quantised activations too (see `WindowLearner`), which end whole and within the budget.
     checkpoint: one file, written after each epoch; a training that finds its own there continues, to bit-identical weights on one CPU.
-    Raises `TeasError` where the loss or a weight is not finite (the checkpoint keeps the epoch before), or a teacher is asked for and missing.
+    Raises `TeasError` where the loss or a weight is not finite (the checkpoint keeps the epoch before), or a teacher is asked for, or needed
+    by inputs without a label, and missing.
     """
     if recipe.distillation and teacher is None:
         raise TeasError(f"distillation is {recipe.distillation} but there is no teacher; give one, or set distillation to 0")
@@ -204,7 +205,10 @@ def _mixed(inputs: Tensor, alpha: float) -> tuple[Tensor, float]:
 
 
 def _loss(logits: Tensor, labels: Tensor, share: float, answer: Tensor | None, recipe: Recipe) -> Tensor:
-    if bool((labels == UNLABELLED).all()):
+    known = int((labels != UNLABELLED).sum())
+    if answer is None and known < len(labels):
+        raise TeasError(f"{len(labels) - known} of the batch's {len(labels)} inputs have no label, and there is no teacher; set distillation above 0")
+    if not known:
         truth = logits.new_zeros(())  # the mean over no labels is not a number
     else:
         truth = (1 - share) * F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing, ignore_index=UNLABELLED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
 from teas.study.config import RetrainingConfig
 from teas.study.conversion import Comparison, retrain
-from teas.study.experiment import EVALUATION_BATCH, open_folder
+from teas.study.experiment import EVALUATION_BATCH, add_unlabelled, open_folder
 from teas.study.explore import ALLOCATORS, COSTS, MEANS, Point, candidates, judged, measure, measured_points
 from teas.study.hooks import Hooks
 from teas.study.metrics import evaluate
@@ -46,6 +46,8 @@ def run(
         raise TeasError(f"{folder} is the run's own folder, whose network would be overwritten; choose another one with --out")
     open_folder(experiment, folder, data_folder, resume=True)
     subject = open_subject(path, data_folder, device=torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+    if subject.converted:
+        subject = replace(subject, data=add_unlabelled(subject.data, experiment, data_folder))
     cache = Cache(source / "cache", fingerprint(path, data_folder))
     points = measured_points(subject, cache, allocators, means, hooks)
     networks: dict[int, SpikingNetwork] = {}

@@ -268,6 +268,8 @@ class Experiment:
             raise TeasError("an ablation is of a directly trained network; leave out the table [ablation] or [conversion]")
         if self.retraining and not self.conversion:
             raise TeasError("retraining is for converted networks: add a table [conversion]")
+        if self.retraining and self.retraining.unlabelled == self.data.name:
+            raise TeasError(f"retraining.unlabelled is {self.data.name!r}, the data set itself, whose held-out images would be learned; name another one")
         if self.retraining and self.conversion and self.conversion.firing != "two_phase" and not self.retraining.through_time:
             raise TeasError(
                 f"conversion.firing is {self.conversion.firing!r}, but the recipe of a retraining quantises activations as two_phase firing does; "

@@ -102,7 +102,7 @@ def run(
     if (folder / "metrics.json").exists():
         hooks.say(f"{folder} is finished already")
         return read_metrics(folder)
-    data = load_data(experiment, data_folder, download)
+    data = add_unlabelled(load_data(experiment, data_folder, download), experiment, data_folder, download)
     if experiment.conversion:
         result, network = convert_and_compare(experiment, experiment.conversion, data, data_folder, folder, accelerator.device, hooks)
         return _finish(result, network, folder, accelerator, keep_checkpoints=True)
@@ -154,7 +154,11 @@ def load_data(experiment: Experiment, folder: Path | None, download: bool = Fals
     """The experiment's data, read from the folder of the data sets."""
     config = experiment.data
     options: dict[str, Any] = {"validation": config.validation, "samples": config.samples, "augmentation": config.augmentation, "moments": config.moments}
-    data = datasets.load(config.name, folder, download=download, **options)
+    return datasets.load(config.name, folder, download=download, **options)
+
+
+def add_unlabelled(data: datasets.Data, experiment: Experiment, folder: Path | None, download: bool = False) -> datasets.Data:
+    """The data with the unlabelled images that the experiment's retraining asks for, if any; only a retraining has to read them."""
     if experiment.retraining is None or not experiment.retraining.unlabelled:
         return data
     return dataclasses.replace(data, mixture=datasets.with_unlabelled(data.train, experiment.retraining.unlabelled, folder, download))
