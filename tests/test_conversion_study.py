@@ -129,6 +129,9 @@ def test_retraining_from_an_untrained_ann_to_a_network_that_evaluates_again(tmp_
     assert any(line.startswith("  ann   1  loss") for line in said)
     assert "retrained" in table_rows(metrics)[0][0]
     assert "Mean window 2, retrained" in findings(metrics)[0]
+    page = write_report(tmp_path / "out").read_text()
+    assert '"damage, retrained"' in page
+    assert "nothing is retrained between" not in page
     assert (pack(tmp_path / "out", tmp_path / "packed") / "weights.safetensors").exists()
     # The checkpoints of a run that stopped at its end are taken up: nothing is trained a second time.
     (tmp_path / "out/metrics.json").unlink()

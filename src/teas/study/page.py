@@ -34,7 +34,8 @@ def _tradeoff(folder: Path, metrics: dict[str, Any]) -> dict[str, Any] | None:
     if metrics.get("kind") == "conversion":
         points = [
             {
-                "allocator": row["allocator"], "accuracy": row["accuracy"], "windows": row["windows"], "energy": row.get("energy", {}),
+                "allocator": row["allocator"] + (", retrained" if row["retrained"] else ""), "accuracy": row["accuracy"], "windows": row["windows"],
+                "energy": row.get("energy", {}),
                 "latency": {key: row[key] for key in ("mean", "max", "sum")}, "activity": metrics["activity"],
             }
             for row in metrics["rows"]

@@ -28,6 +28,10 @@ function shape(kind, x, y, r) {
 
 const costOf = (point, cost) => (cost in point.latency ? point.latency[cost] : point.energy[cost]);
 const spoken = (name) => name.replace("activity_root", "root of activity");
+const markOf = (name) => { // the same for a retrained network, but larger
+  const plain = name.replace(", retrained", "");
+  return [...(MARKS[plain] || ["#777777", "circle"]), plain === name ? 5 : 7];
+};
 const axisName = (cost) => NAMES[cost] || `energy, ${cost} without memory (nJ)`;
 const fontSize = () => (matchMedia("(max-width: 40rem)").matches ? 20 : 13); // as in the style sheet, of a drawing 720 wide
 const short = (value) => (value >= 1000 ? Math.round(value).toLocaleString("en") : Number(value.toPrecision(4)).toString());
@@ -74,8 +78,8 @@ function tradeoff(found) {
     front = pareto(points, cost);
     draw(plot, "path", { class: "front", d: front.map((i, k) => `${k ? "L" : "M"}${px(xs[i])},${py(ys[i])}`).join("") });
     points.forEach((point, i) => {
-      const [color, kind] = MARKS[point.allocator] || ["#777777", "circle"], inFront = front.includes(i);
-      const options = { d: shape(kind, px(xs[i]), py(ys[i]), 5), fill: inFront ? color : "none", stroke: color, class: kind === "square" && color === "#000000" ? "mark ink" : "mark" };
+      const [color, kind, size] = markOf(point.allocator), inFront = front.includes(i);
+      const options = { d: shape(kind, px(xs[i]), py(ys[i]), size), fill: inFront ? color : "none", stroke: color, class: kind === "square" && color === "#000000" ? "mark ink" : "mark" };
       const mark = draw(plot, "path", { ...options, role: "img", "aria-label": describe(point, cost) });
       const show = () => { tip.textContent = describe(point, cost); };
       mark.addEventListener("pointerenter", show);
@@ -102,9 +106,9 @@ function tradeoff(found) {
 
   const legend = byId("legend");
   for (const name of new Set(points.map((point) => point.allocator))) {
-    const [color, kind] = MARKS[name] || ["#777777", "circle"], item = document.createElement("span");
+    const [color, kind, size] = markOf(name), item = document.createElement("span");
     const icon = draw(item, "svg", { width: 16, height: 16, viewBox: "0 0 16 16", "aria-hidden": "true" });
-    draw(icon, "path", { d: shape(kind, 8, 8, 5), fill: color, stroke: color, class: color === "#000000" ? "ink" : "" });
+    draw(icon, "path", { d: shape(kind, 8, 8, size), fill: color, stroke: color, class: color === "#000000" ? "ink" : "" });
     item.append(" ", spoken(name));
     legend.append(item);
   }
