@@ -144,7 +144,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(folder, stop, delay):
     time.sleep(delay / 4)
     process.send_signal(stop)
     message = process.communicate()[1]
-    assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL), message
+    # Python itself ends `-m` by the signal, after our exit, when the interruption fell into an exec() of torch's: a shell shows both as 130.
+    expected = (130, -signal.SIGINT) if stop == signal.SIGINT else (-signal.SIGKILL,)
+    assert process.returncode in expected, message
     if stop == signal.SIGINT:
         assert "--resume" in message
         assert "Traceback" not in message
