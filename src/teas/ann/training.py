@@ -36,6 +36,7 @@ class Recipe:
     warmup: share of the steps. smoothing: of the labels. distillation: weight of the teacher's answer in the loss, the rest is the labels', both
     softened by `temperature` where they are compared. mixup: `α` of the Beta distribution that mixes each input with another of its batch (Zhang et
     al., ICLR 2018), 0 for none; a teacher answers to the same mixtures, so that it is matched between the images too (Beyer et al., CVPR 2022).
+    mirrored: the teacher's answer to an image is the mean of its logits for the image and its mirror image, which is more often right than either.
     precision: `float32`, or `bfloat16` for faster arithmetic on the same 32-bit weights. compiled: run through `torch.compile`, which takes a minute
     or two to start and needs a C++ compiler; on a CPU an epoch of ResNet-20 with quantised activations then takes about 0.6 times as long.
     together: shortest and longest of the uniform windows that the quantised activations are trained at together, three in every step (see `sandwich`).
@@ -51,6 +52,7 @@ class Recipe:
     distillation: float = 0.0
     temperature: float = 2.0
     mixup: float = 0.0
+    mirrored: bool = False
     precision: str = "float32"
     compiled: bool = False
     together: tuple[int, ...] = ()
@@ -192,7 +194,10 @@ def _run_epoch(
 @torch.no_grad()
 def _answer(teacher: Network, inputs: Tensor, recipe: Recipe) -> Tensor:
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-        return teacher(inputs).float()
+        answer = teacher(inputs).float()
+        if recipe.mirrored:
+            answer = (answer + teacher(inputs.flip(-1)).float()) / 2
+    return answer
 
 
 def _mixed(inputs: Tensor, alpha: float) -> tuple[Tensor, float]:

@@ -100,7 +100,9 @@ class EventEngine:
         theta = neurons.threshold.detach().expand(place.channels)
         plain = neurons.reset == "subtract" and neurons.leak == 1 and network.semantics.code == "rate"
         numbers = Numbers.choose(terms, bias, theta, neurons.v0, steps, self.integers and plain and not analog)
-        return Layout(layer, neurons, place, steps, terms, numbers, None if analog else bias)
+        first = network.semantics.code == "rate" and network.semantics.layout == "first"
+        sorts = tuple(first and not term.pools and network.windows[term.source] != steps for term in terms)
+        return Layout(layer, neurons, place, steps, terms, numbers, None if analog else bias, sorts)
 
 
 def _dense_layout(layer: Layer, network: SpikingNetwork, shape: Shape) -> Layout:

@@ -13,19 +13,22 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from teas.engine.lanes import LANES, adder, count_bits, firing, ones, unpack, unpack_counts
+from teas.engine.lanes import LANES, adder, adder_where, count_bits, firing, ones, unpack, unpack_counts
 
 SPIKES, FIRST, CHANGES = 0, 1, 2  # what the events of a term are: spikes; on at step 0 and off at step n; on and off at any step
 # Columns of the integers that describe a term, a source with its connections.
-AT, ROWS, COLUMNS, WORDS, KIND, ROW_KERNEL, KERNEL, ROW_STRIDE, STRIDE, ROW_PAD, PAD, ROW_RUN, RUN, TABLE, WEIGHTS, EVENTS, STARTS, BASES = range(18)
+AT, ROWS, COLUMNS, WORDS, KIND, ROW_KERNEL, KERNEL, ROW_STRIDE, STRIDE, ROW_PAD, PAD, ROW_RUN, RUN, TABLE, WEIGHTS, EVENTS, STARTS, BASES, DIAGONAL = range(19)
 
 _compiled: Callable[..., Any] = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
 _u = np.uint64
 
 
-def _scatterer(subtract: bool) -> Callable[..., None]:
-    """Add (or subtract) the weights of events to the currents; two events at a time, so that none waits for the other's sums."""
-    add1, add3, add4, add6 = (adder(vectors, subtract) for vectors in (1, 3, 4, 6))
+def _scatterer(subtract: bool) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Add (or subtract) the weights of events to one row of currents, or to three; two events at a time, so that none waits for the other's sums.
+
+    A vector is never wider than a column of the currents: an event of the next column then loads what was stored, whole, and need not wait for it.
+    """
+    add1, add3, wide2, wide3, wide6 = (adder(vectors, lanes, subtract) for vectors, lanes in ((1, 16), (3, 16), (2, 32), (3, 32), (6, 32)))
 
     def scatter(current, offset, weights, row0, run, events, low, high):  # type: ignore[no-untyped-def]
         half = (high - low) // _u(2)
@@ -39,25 +42,67 @@ def _scatterer(subtract: bool) -> Callable[..., None]:
         elif run == _u(96):
             for i in range(half):
                 e, f = _u(events[low + i]), _u(events[middle + i])
-                add6(current, (e >> _u(16)) * _u(16) + offset, weights, (e & _u(0xFFFF)) * _u(96) + row0)
-                add6(current, (f >> _u(16)) * _u(16) + offset, weights, (f & _u(0xFFFF)) * _u(96) + row0)
+                wide3(current, (e >> _u(16)) * _u(16) + offset, weights, (e & _u(0xFFFF)) * _u(96) + row0)
+                wide3(current, (f >> _u(16)) * _u(16) + offset, weights, (f & _u(0xFFFF)) * _u(96) + row0)
+            low = middle + half
+        elif run == _u(192):
+            for i in range(half):
+                e, f = _u(events[low + i]), _u(events[middle + i])
+                wide6(current, (e >> _u(16)) * _u(16) + offset, weights, (e & _u(0xFFFF)) * _u(192) + row0)
+                wide6(current, (f >> _u(16)) * _u(16) + offset, weights, (f & _u(0xFFFF)) * _u(192) + row0)
             low = middle + half
         elif run % _u(64) == _u(0):
             for v in range(_u(0), run, _u(64)):
                 for i in range(half):
                     e, f = _u(events[low + i]), _u(events[middle + i])
-                    add4(current, (e >> _u(16)) * _u(16) + offset + v, weights, (e & _u(0xFFFF)) * run + row0 + v)
-                    add4(current, (f >> _u(16)) * _u(16) + offset + v, weights, (f & _u(0xFFFF)) * run + row0 + v)
+                    wide2(current, (e >> _u(16)) * _u(16) + offset + v, weights, (e & _u(0xFFFF)) * run + row0 + v)
+                    wide2(current, (f >> _u(16)) * _u(16) + offset + v, weights, (f & _u(0xFFFF)) * run + row0 + v)
             low = middle + half
         for i in range(low, high):
             e = _u(events[i])
             for v in range(_u(0), run, _u(16)):
                 add1(current, (e >> _u(16)) * _u(16) + offset + v, weights, (e & _u(0xFFFF)) * run + row0 + v)
 
-    return _compiled(scatter)  # type: ignore[no-any-return]
+    def scatter3(current, first, second, third, weights, row0, table, run, events, low, high):  # type: ignore[no-untyped-def]
+        half = (high - low) // _u(2)
+        middle, row1 = low + half, row0 + table
+        row2 = row1 + table
+        if run == _u(48):
+            for i in range(half):
+                e, f = _u(events[low + i]), _u(events[middle + i])
+                at, row = (e >> _u(16)) * _u(16), (e & _u(0xFFFF)) * _u(48)
+                add3(current, at + first, weights, row + row0)
+                add3(current, at + second, weights, row + row1)
+                add3(current, at + third, weights, row + row2)
+                at, row = (f >> _u(16)) * _u(16), (f & _u(0xFFFF)) * _u(48)
+                add3(current, at + first, weights, row + row0)
+                add3(current, at + second, weights, row + row1)
+                add3(current, at + third, weights, row + row2)
+            low = middle + half
+        else:
+            for i in range(half):
+                e, f = _u(events[low + i]), _u(events[middle + i])
+                at, row = (e >> _u(16)) * _u(16), (e & _u(0xFFFF)) * _u(96)
+                wide3(current, at + first, weights, row + row0)
+                wide3(current, at + second, weights, row + row1)
+                wide3(current, at + third, weights, row + row2)
+                at, row = (f >> _u(16)) * _u(16), (f & _u(0xFFFF)) * _u(96)
+                wide3(current, at + first, weights, row + row0)
+                wide3(current, at + second, weights, row + row1)
+                wide3(current, at + third, weights, row + row2)
+            low = middle + half
+        for i in range(low, high):
+            e = _u(events[i])
+            at, row = (e >> _u(16)) * _u(16), (e & _u(0xFFFF)) * run
+            for v in range(_u(0), run, _u(16)):
+                add1(current, at + first + v, weights, row + row0 + v)
+                add1(current, at + second + v, weights, row + row1 + v)
+                add1(current, at + third + v, weights, row + row2 + v)
+
+    return _compiled(scatter), _compiled(scatter3)
 
 
-_add_events, _subtract_events = _scatterer(False), _scatterer(True)
+(_add_events, _add_to_three), (_subtract_events, _subtract_from_three) = _scatterer(False), _scatterer(True)
 
 
 @_compiled
@@ -103,15 +148,41 @@ def _send_row(arena, term, row, begin, end, steps, at_once, rows, vectors, weigh
             on_low, on_high = _u(starts[bucket]), off_low
     else:
         on_high = _row_events(arena, term, row, begin, end, steps, row_vectors, bases, reads, events, False)
-    for r in range(low, high):
-        offset, row0 = _u((top + r) % ring) * slot, _u(term[WEIGHTS] + r * term[TABLE])
-        _add_events(current, offset, weights, row0, run, events, on_low, on_high)
+    three = (run == _u(48) or run == _u(96)) and high - low == 3
+    if three:
+        _add_to_three(current, _u((top + low) % ring) * slot, _u((top + low + 1) % ring) * slot, _u((top + low + 2) % ring) * slot, weights, _u(term[WEIGHTS] + low * term[TABLE]), _u(term[TABLE]), run, events, on_low, on_high)
+    else:
+        for r in range(low, high):
+            offset, row0 = _u((top + r) % ring) * slot, _u(term[WEIGHTS] + r * term[TABLE])
+            _add_events(current, offset, weights, row0, run, events, on_low, on_high)
     if term[KIND] == CHANGES:
         off_high = _row_events(arena, term, row, begin, end, steps, row_vectors, bases, reads, events, True)
     if off_low < off_high:
-        for r in range(low, high):
-            offset, row0 = _u((top + r) % ring) * slot, _u(term[WEIGHTS] + r * term[TABLE])
-            _subtract_events(current, offset, weights, row0, run, events, off_low, off_high)
+        if three:
+            _subtract_from_three(current, _u((top + low) % ring) * slot, _u((top + low + 1) % ring) * slot, _u((top + low + 2) % ring) * slot, weights, _u(term[WEIGHTS] + low * term[TABLE]), _u(term[TABLE]), run, events, off_low, off_high)
+        else:
+            for r in range(low, high):
+                offset, row0 = _u((top + r) % ring) * slot, _u(term[WEIGHTS] + r * term[TABLE])
+                _subtract_events(current, offset, weights, row0, run, events, off_low, off_high)
+
+
+_add_where, _subtract_where = adder_where(False), adder_where(True)
+
+
+@_compiled
+def _send_alike(arena, term, row, begin, end, steps, vectors, weights, current, from_, pitch):  # type: ignore[no-untyped-def]
+    """Add what one row of a source of the same shape sends to the same neurons, each with a weight of its channel's."""
+    words, changes = _u(term[WORDS] * term[COLUMNS]), term[KIND] == CHANGES
+    for step in range(begin, end):
+        at, to = _u(term[AT]) + _u(row * steps + step) * words, from_ + _u(step - begin) * pitch
+        for i in range(_u(0), words, vectors):
+            for v in range(vectors):
+                word, place, weight = _u(arena[at + i + v]), to + (i + v) * _u(LANES), _u(term[WEIGHTS]) + v * _u(LANES)
+                if changes:
+                    before = _u(arena[at + i + v - words]) if step > 0 else _u(0)
+                    _subtract_where(current, place, weights, weight, before & ~word)
+                    word &= ~before
+                _add_where(current, place, weights, weight, word)
 
 
 @_compiled
@@ -144,17 +215,20 @@ def _runner(rule: str) -> Callable[..., None]:
             end = min(begin + at_once, steps)
             sent[:] = 0
             for row in range(rows):
+                at, from_, driven = _u(row) * line * _u(LANES), _u((row % ring * at_once * row_vectors + halo[0] * vectors) * LANES), _u(row * drive_row)
+                out, count = _u(to) + _u(row * steps + begin) * line, _u(end - begin)
+                pitch = _u(row_vectors * LANES)
                 for k in range(len(terms)):
                     term = terms[k]
+                    if term[DIAGONAL]:
+                        _send_alike(arena, term, row, begin, end, steps, _u(vectors), weights, current, from_, pitch)
+                        continue
                     last = min(term[ROWS], row * term[ROW_STRIDE] - term[ROW_PAD] + term[ROW_KERNEL])
                     for source in range(sent[k], last):
                         _send_row(
                             arena, term, source, begin, end, steps, at_once, rows, vectors, weights, current, row_vectors, ring, bases, reads, events, starts
                         )  # fmt: skip
                     sent[k] = max(sent[k], last)
-                at, from_, driven = _u(row) * line * _u(LANES), _u((row % ring * at_once * row_vectors + halo[0] * vectors) * LANES), _u(row * drive_row)
-                out, count = _u(to) + _u(row * steps + begin) * line, _u(end - begin)
-                pitch = _u(row_vectors * LANES)
                 if keeps:
                     fire_changes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, arena, out, line, line, count)
                 else:
@@ -172,10 +246,11 @@ def sort_first(counts, steps, at_once, row_vectors, term, bases, reads, events, 
     """Events of a train that fires in the first n steps: each row's on at step 0, then off at n, sorted by `at_once` steps, as `starts` tells."""
     words, rooms = _u(term[COLUMNS] * term[WORDS]), _u(parts(steps, at_once))
     table, n = _u(term[BASES]), _u(term[EVENTS])
-    places, room_of, later = np.zeros(rooms, np.uint32), np.zeros(steps + 1, np.uint32), np.zeros(steps + 1, np.uint32)
+    # Four places a room, taken in turn, so that an event need not wait until the last one's place is known.
+    places, room_of, later = np.zeros(_u(4) * rooms, np.uint32), np.zeros(steps + 1, np.uint32), np.zeros(steps + 1, np.uint32)
     for count in range(steps):
-        room_of[count], later[count] = 1 + count // at_once, count % at_once * row_vectors << 16
-    room_of[steps] = rooms - _u(1)
+        room_of[count], later[count] = 4 * (1 + count // at_once), count % at_once * row_vectors << 16
+    room_of[steps] = _u(4) * (rooms - _u(1))
     for row in range(term[ROWS]):
         phase = _u(_phase(term, row) * term[STRIDE] * term[WORDS] * LANES)
         begin, bucket = n, _u(term[STARTS]) + _u(row) * rooms
@@ -185,17 +260,18 @@ def sort_first(counts, steps, at_once, row_vectors, term, bases, reads, events, 
         active = n - begin
         places[:] = 0
         for i in range(active):
-            places[room_of[kept[i]]] += 1
+            places[_u(room_of[kept[i]]) + (i & _u(3))] += 1
         starts[bucket] = begin
         for room in range(_u(1), rooms):
             starts[bucket + room] = n
-            size = _u(places[room])
-            places[room] = n
-            n += size
+            for place in range(_u(4) * room, _u(4) * room + _u(4)):
+                size = _u(places[place])
+                places[place] = n
+                n += size
         for i in range(active):
-            room = room_of[kept[i]]
-            events[places[room]] = events[begin + i] + later[kept[i]]
-            places[room] += 1
+            place = _u(room_of[kept[i]]) + (i & _u(3))
+            events[places[place]] = events[begin + i] + later[kept[i]]
+            places[place] += 1
 
 
 @_compiled

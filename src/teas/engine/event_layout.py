@@ -125,6 +125,7 @@ class Layout:
     terms: list[Term]
     numbers: Numbers
     drive: Tensor | None  # bias per channel; None where the analog input drives the layer
+    sorted: tuple[bool, ...] = ()  # whether the events of each term will be those of a train that fires first, at any step
     rows: NDArray[np.int64] = field(init=False)  # one row of integers a term, see event_kernels
     weights: NDArray[np.generic] = field(init=False)
     halo: tuple[int, int] = field(init=False)
@@ -140,13 +141,13 @@ class Layout:
         self.kind = self.neurons.threshold.dtype
         self.real = np.dtype(np.float64 if self.kind == torch.float64 else np.float32)
         tables, rows, at = [], [], 0
-        for term in self.terms:
-            table, row = self._table(term)
+        for term, is_sorted in zip(self.terms, self.sorted or (False,) * len(self.terms), strict=True):
+            table, row = self._diagonal(term) if term.is_diagonal() and not is_sorted else self._table(term)
             row[14] = at
             tables.append(table.flatten())
             rows.append(row)
             at += table.numel()
-        self.rows = np.array(rows, np.int64).reshape(len(rows), 18)
+        self.rows = np.array(rows, np.int64).reshape(len(rows), 19)
         kind = torch.int16 if self.numbers.integer else self.kind
         self.weights = aligned(torch.cat([*tables, torch.zeros(LANES)]).to(kind).numpy())
         run = max([1, *(row[12] for row in rows)])
@@ -189,11 +190,22 @@ class Layout:
         channels[:, self.map.channels :] = int(fill)
         return scaled
 
+    def _weight(self, term: Term) -> Tensor:
+        """A term's weights in the numbers of the layer."""
+        if not self.numbers.integer:
+            return term.weight
+        return torch.ldexp(term.weight.double(), -self.numbers.fine.view(-1, 1, 1, 1)).round()
+
+    def _diagonal(self, term: Term) -> tuple[Tensor, list[int]]:
+        """Weights as `[channel]`, and the integers that describe the term."""
+        channels, rows, columns = term.shape
+        width = padded(channels)
+        weight = F.pad(self._weight(term).view(channels, channels).diag(), (0, width - channels))
+        return weight, [0, rows, columns, width // LANES, 0, 1, 1, 1, 1, 0, 0, 1, 1, width, 0, 0, 0, 0, 1]
+
     def _table(self, term: Term) -> tuple[Tensor, list[int]]:
         """Weights as `[row of the run, phase, channel, run]`, and the integers that describe the term."""
-        weight = term.weight
-        if self.numbers.integer:
-            weight = torch.ldexp(weight.double(), -self.numbers.fine.view(-1, 1, 1, 1)).round()
+        weight = self._weight(term)
         channels, rows, columns = term.shape
         outs, width = padded(len(weight)), padded(channels)
         if term.flat:  # a row of the source is one place with columns·channels channels
@@ -212,7 +224,7 @@ class Layout:
         phases = table.shape[1] * table.shape[2]
         if phases > 2**16:
             raise OverflowError(f"{phases} rows of weights")
-        described = [0, rows, columns, words, 0, *kernel, *stride, *padding, *run, phases * table.shape[3], 0, 0, 0, 0]
+        described = [0, rows, columns, words, 0, *kernel, *stride, *padding, *run, phases * table.shape[3], 0, 0, 0, 0, 0]
         return table, described
 
 

@@ -55,6 +55,14 @@ class Term:
     padding: tuple[int, int]
     flat: bool = False
 
+    def is_diagonal(self) -> bool:
+        """Whether every neuron of the source reaches one neuron, that at its own place, with a weight of its channel's."""
+        outs, ins, rows, columns = self.weight.shape
+        if self.flat or outs != ins or rows * columns > 1 or self.stride != (1, 1) or self.padding != (0, 0):
+            return False
+        square = self.weight.view(outs, ins)
+        return bool((square == square.diag().diag()).all())
+
 
 Current = tuple[list[Term], Tensor | None]
 

@@ -152,7 +152,7 @@ class Worker:
             at, kind = self.plan.trains[term.source], kernels.SPIKES
             if not term.pools and self._changes_are_fewer(term.source):
                 kind = kernels.CHANGES
-        elif self.plan.semantics.code == "rate" and self.plan.semantics.layout == "first" and not term.pools:
+        elif layout.sorted[number]:
             self._retime(term.source, layout.steps)
             kernels.sort_first(
                 self.retimed, layout.steps, layout.at_once, layout.row_vectors, row, layout.bases, layout.reads, self.events, self.starts, self.kept

@@ -52,8 +52,8 @@ class _Block:
         return self.builder.call(function, arguments)
 
 
-def adder(vectors: int, subtract: bool) -> Callable[..., None]:
-    """`current[at:at + 16·vectors] ±= weights[row:row + 16·vectors]`, all loads before all stores."""
+def adder(vectors: int, lanes: int, subtract: bool) -> Callable[..., None]:
+    """`current[at:at + lanes·vectors] ±= weights[row:row + lanes·vectors]`, all loads before all stores."""
 
     @intrinsic
     def add(typing: Any, current: Any, at: Any, weights: Any, row: Any) -> Any:
@@ -61,8 +61,8 @@ def adder(vectors: int, subtract: bool) -> Callable[..., None]:
             block, (_, at, _, row) = _Block(context, builder, signature, arguments), arguments
             integer = block.is_integer(0)
             operation = (builder.sub if subtract else builder.add) if integer else (builder.fsub if subtract else builder.fadd)
-            offsets = [ir.Constant(_I64, LANES * number) for number in range(vectors)]
-            sums = [operation(block.load(0, builder.add(at, offset)), block.load(2, builder.add(row, offset))) for offset in offsets]
+            offsets = [ir.Constant(_I64, lanes * number) for number in range(vectors)]
+            sums = [operation(block.load(0, builder.add(at, offset), lanes), block.load(2, builder.add(row, offset), lanes)) for offset in offsets]
             for value, offset in zip(sums, offsets, strict=True):
                 block.store(value, 0, builder.add(at, offset))
             return context.get_dummy_value()
@@ -70,6 +70,24 @@ def adder(vectors: int, subtract: bool) -> Callable[..., None]:
         return types.void(current, at, weights, row), build
 
     return add
+
+
+def adder_where(subtract: bool) -> Callable[..., None]:
+    """`current[at + i] ±= weights[row + i]` for each set bit i of a 16-bit word."""
+
+    @intrinsic
+    def add_where(typing: Any, current: Any, at: Any, weights: Any, row: Any, word: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            block, (_, at, _, row, word) = _Block(context, builder, signature, arguments), arguments
+            integer, before = block.is_integer(0), block.load(0, at)
+            operation = (builder.sub if subtract else builder.add) if integer else (builder.fsub if subtract else builder.fadd)
+            where = builder.bitcast(builder.trunc(word, _I16), _MASK)
+            block.store(builder.select(where, operation(before, block.load(2, row)), before), 0, at)
+            return context.get_dummy_value()
+
+        return types.void(current, at, weights, row, word), build
+
+    return add_where
 
 
 @intrinsic
