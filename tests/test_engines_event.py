@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -224,15 +225,20 @@ def trains_overlap(monkeypatch):  # a train is overwritten while others still re
 
 
 def windows_ignored(monkeypatch):  # counts of another window taken as they are
-    monkeypatch.setattr(event_run.Worker, "_retime", lambda self, source, steps: self.retimed.__setitem__(
-        slice(self.plan.layouts[source].map.size), self.counts[source][: self.plan.layouts[source].map.size].clip(0, steps)))  # fmt: skip
+    monkeypatch.setattr(
+        event_run.Worker, "_retime", lambda self, source, steps, out: np.copyto(out, self.counts[source][: len(out), : out.shape[1]].clip(0, steps))
+    )
 
 
 def currents_never_end(monkeypatch):  # what a train adds at one step stays
-    real = event_run.kernels.run_plain
-    monkeypatch.setattr(event_run.kernels, "run_plain", lambda *a: real(*a[:9], True, *a[10:]))
-    sums = event_run.kernels.run_sums
-    monkeypatch.setattr(event_run.kernels, "run_sums", lambda *a: sums(*a[:9], True, *a[10:]))
+    for name in ("run_plain", "run_sums"):
+        real = getattr(event_run.kernels, name)
+        monkeypatch.setattr(event_run.kernels, name, lambda *a, real=real: real(*a[:10], np.ones_like(a[10]), *a[11:]))
+
+
+def tables_shifted(monkeypatch):  # looked up under the name of the next four channels
+    real = layout_module.Layout._sums
+    monkeypatch.setattr(layout_module.Layout, "_sums", lambda self, term: real(self, term).roll(1))
 
 
 FAULTS = [
@@ -246,3 +252,17 @@ def test_broken_event_engines_fail(engine, fault, monkeypatch):
     fault(monkeypatch)
     with pytest.raises(AssertionError):
         check_all(engine, CASES, firing="immediate")
+
+
+@pytest.mark.parametrize("least", [-1, 10**9], ids=["looked up", "added"])
+def test_ways_to_send_spikes_agree(least, monkeypatch):
+    """Words of spikes looked up wherever they can be, and nowhere: the trains are those of the reference."""
+    monkeypatch.setattr(event_run, "_TABLED", least)
+    check_all(INTEGERS, CASES, firing="immediate")
+
+
+def test_wrong_tables_are_found(monkeypatch):
+    monkeypatch.setattr(event_run, "_TABLED", -1)
+    tables_shifted(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_all(INTEGERS, CASES, firing="immediate")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,8 +51,8 @@ class EventEngine:
             reasons.append("it encodes its input itself, the network has encoding 'train'")
         if importlib.util.find_spec("numba") is None:
             reasons.append("it needs the package numba: pip install 'teas[event]'")
-        if network.windows.max > 65_535:
-            reasons.append(f"it counts to 65535, the longest window is {network.windows.max}")
+        if network.windows.max > 32_767:
+            reasons.append(f"it counts to 32767, the longest window is {network.windows.max}")
         return reasons
 
     def prepare(self, network: SpikingNetwork, keep: str = "potentials") -> Run:
@@ -62,14 +63,15 @@ class EventEngine:
 
         @torch.no_grad()
         def run(inputs: Tensor) -> Output:
-            if not inputs.isfinite().all():
-                raise TeasError(f"the input of shape {tuple(inputs.shape)} has NaN or infinite values; clean the data first")
-            if len(inputs) == 0:
-                return ReferenceEngine().prepare(network, keep)(inputs)
-            shape = tuple(inputs.shape[1:])
-            if shape not in plans:
-                plans[shape] = self.plan(network, inputs[:1], keep)
-            return _run(plans[shape], network, inputs, keep)
+            with _one_torch_thread() as threads:
+                if not inputs.isfinite().all():
+                    raise TeasError(f"the input of shape {tuple(inputs.shape)} has NaN or infinite values; clean the data first")
+                if len(inputs) == 0:
+                    return ReferenceEngine().prepare(network, keep)(inputs)
+                shape = tuple(inputs.shape[1:])
+                if shape not in plans:
+                    plans[shape] = self.plan(network, inputs[:1], keep)
+                return _run(plans[shape], network, inputs, keep, threads)
 
         return run
 
@@ -88,7 +90,7 @@ class EventEngine:
                 except (Dense, OverflowError) as reason:
                     dense[layer.name] = str(reason)
                     layouts[layer.name] = _dense_layout(layer, network, shapes[layer.name])
-        return Plan(layouts, dense, network.semantics, network.module, _sums_wanted(network, keep))
+        return Plan(layouts, dense, network.semantics, network.module, *_wanted(network, keep))
 
     def _layout(self, layer: Layer, network: SpikingNetwork, shapes: dict[str, Shape]) -> Layout:
         if INPUT in layer.sources and network.semantics.encoding != "direct":
@@ -112,17 +114,28 @@ def _dense_layout(layer: Layer, network: SpikingNetwork, shape: Shape) -> Layout
     return Layout(layer, neurons, place, network.windows[layer.name], [], numbers, zeros)
 
 
-def _sums_wanted(network: SpikingNetwork, keep: str) -> set[str]:
-    """Layers whose sum of firing potentials is reported, or needed to re-time their trains (Eq. 3)."""
+def _wanted(network: SpikingNetwork, keep: str) -> tuple[set[str], set[str]]:
+    """Layers whose sums of firing potentials and whose residuals are reported, or needed to re-time their trains (Eq. 3)."""
     if keep == "potentials" or network.semantics.code == "first_spike":
-        return set(network.spiking_layers)
-    if network.semantics.transform != "firing_potential":
-        return set()
+        return set(network.spiking_layers), set(network.spiking_layers)
     edges = ((source, layer.name) for layer in network.layers if layer.neurons is not None for source in layer.sources if source != INPUT)
-    return {source for source, reader in edges if network.windows[source] != network.windows[reader]}
+    changing = {source for source, reader in edges if network.windows[source] != network.windows[reader]}
+    transform = network.semantics.transform
+    return changing if transform == "firing_potential" else set(), changing if transform == "residual" else set()
 
 
-def _run(plan: Plan, network: SpikingNetwork, inputs: Tensor, keep: str) -> Output:
+@contextmanager
+def _one_torch_thread() -> Iterator[int]:
+    """Keep torch to one thread, and say how many it had: the others would wait busily, where our workers run, for some time after each of its steps."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(plan: Plan, network: SpikingNetwork, inputs: Tensor, keep: str, threads: int) -> Output:
     from teas.engine.event_run import Worker
 
     encoded, constant = _from_input(plan, network, inputs)
@@ -131,28 +144,30 @@ def _run(plan: Plan, network: SpikingNetwork, inputs: Tensor, keep: str) -> Outp
     counts = {name: torch.empty(len(inputs), *plan.layouts[name].map.shape, dtype=plan.layouts[name].kind) for name in plan.layouts if name in kept}
     sums = {name: (torch.empty_like(found), torch.empty_like(found)) for name, found in counts.items()} if keep == "potentials" else {}
     times = None if rate else torch.empty_like(counts[last.name])
-    images = itertools.count()
+    threads = min(threads, len(inputs))
+    at_once = min(plan.images, -(-len(inputs) // threads))
+    begins = iter(range(0, len(inputs), at_once))  # each worker takes the next images; the interpreter's lock keeps two from taking the same
 
-    def collect(worker: Worker, image: int) -> None:
+    def collect(worker: Worker, part: slice, n: int) -> None:
         for name, found in counts.items():
             place = plan.layouts[name].map
-            found[image] = place.gather(worker.counts[name])
+            found[part] = place.gather(worker.counts[name][:n])
             if name in sums:
-                sums[name][0][image] = place.gather(worker.real(name, worker.fired[name]))
-                sums[name][1][image] = place.gather(worker.real(name, worker.potential[name]))
+                sums[name][0][part] = place.gather(worker.real(name, worker.fired[name][:n]))
+                sums[name][1][part] = place.gather(worker.real(name, worker.potential[name][:n]))
         if times is not None:
-            times[image] = first_spike_time(worker.train(last.name))[0]
+            times[part] = torch.cat([first_spike_time(worker.train(last.name, image)) for image in range(n)])
 
     @torch.no_grad()
     def work(_: int) -> None:
-        worker = Worker(plan)
-        while (image := next(images)) < len(inputs):
-            part = slice(image, image + 1)
+        worker = plan.idle.pop() if plan.idle else Worker(plan)
+        for begin in begins:
+            part = slice(begin, begin + at_once)
             here = {name: train[:, part] for name, train in encoded.items()}
-            worker.run(inputs[part], here, {name: current[image] for name, current in constant.items()})
-            collect(worker, image)
+            worker.run(inputs[part], here, {name: current[part] for name, current in constant.items()})
+            collect(worker, part, len(inputs[part]))
+        plan.idle.append(worker)
 
-    threads = min(torch.get_num_threads(), len(inputs))
     if threads == 1:
         work(0)
     else:

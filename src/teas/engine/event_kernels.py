@@ -1,4 +1,4 @@
-"""Event-driven layers for one image: sparse additions of weights, and neurons that integrate, fire and are reset in one pass.
+"""Event-driven layers: sparse additions of weights, and neurons that integrate, fire and are reset in one pass.
 
 A map of neurons lies in memory as `[row, column, channel]`, channels padded to multiples of 16; a train as one bit per neuron and step,
 `[row, time, column, channel / 16]` of 16-bit words. An event is one number: where its run of additions begins, in vectors, times 2^16,
@@ -13,24 +13,30 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from teas.engine.lanes import LANES, adder, adder_where, count_bits, firing, ones, unpack, unpack_counts
+from teas.engine.lanes import LANES, adder, adder_where, count_bits, firing, look_up, ones, spacer, unpack, unpack_counts
 
-SPIKES, FIRST, CHANGES = 0, 1, 2  # what the events of a term are: spikes; on at step 0 and off at step n; on and off at any step
+# What the events of a term are: spikes; on at step 0 and off at step n; on and off at any step; none, for every word of spikes is looked up.
+SPIKES, FIRST, CHANGES, TABLED = 0, 1, 2, 3
 # Columns of the integers that describe a term, a source with its connections.
-AT, ROWS, COLUMNS, WORDS, KIND, ROW_KERNEL, KERNEL, ROW_STRIDE, STRIDE, ROW_PAD, PAD, ROW_RUN, RUN, TABLE, WEIGHTS, EVENTS, STARTS, BASES, DIAGONAL = range(19)
+AT, ROWS, COLUMNS, WORDS, KIND, ROW_KERNEL, KERNEL, ROW_STRIDE, STRIDE, ROW_PAD, PAD, ROW_RUN, RUN, TABLE, WEIGHTS, EVENTS, STARTS, BASES = range(18)
+DIAGONAL, TABLES = 18, 19
 
-_compiled: Callable[..., Any] = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
+_options: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False, "error_model": "numpy"}
+_jit: Any = njit
+_compiled = _jit(**_options)
+_inner = _jit(**_options, _nrt=False)  # makes no arrays: those of its caller need not be counted, which takes longer than a row of additions
+_inlined = _jit(**_options, _nrt=False, forceinline=True)
 _u = np.uint64
 
 
-def _scatterer(subtract: bool) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Add (or subtract) the weights of events to one row of currents, or to three; two events at a time, so that none waits for the other's sums.
+def _scatterer(subtract: bool) -> Callable[..., None]:
+    """Add (or subtract) the weights of events to rows of currents; two events at a time, so that none waits for the other's sums.
 
     A vector is never wider than a column of the currents: an event of the next column then loads what was stored, whole, and need not wait for it.
     """
     add1, add3, wide2, wide3, wide6 = (adder(vectors, lanes, subtract) for vectors, lanes in ((1, 16), (3, 16), (2, 32), (3, 32), (6, 32)))
 
-    def scatter(current, offset, weights, row0, run, events, low, high):  # type: ignore[no-untyped-def]
+    def to_one(current, offset, weights, row0, run, events, low, high):  # type: ignore[no-untyped-def]
         half = (high - low) // _u(2)
         middle = low + half
         if run == _u(48):
@@ -63,10 +69,9 @@ def _scatterer(subtract: bool) -> tuple[Callable[..., None], Callable[..., None]
             for v in range(_u(0), run, _u(16)):
                 add1(current, (e >> _u(16)) * _u(16) + offset + v, weights, (e & _u(0xFFFF)) * run + row0 + v)
 
-    def scatter3(current, first, second, third, weights, row0, table, run, events, low, high):  # type: ignore[no-untyped-def]
+    def to_three(current, first, second, third, weights, row0, row1, row2, run, events, low, high):  # type: ignore[no-untyped-def]
         half = (high - low) // _u(2)
-        middle, row1 = low + half, row0 + table
-        row2 = row1 + table
+        middle = low + half
         if run == _u(48):
             for i in range(half):
                 e, f = _u(events[low + i]), _u(events[middle + i])
@@ -78,7 +83,6 @@ def _scatterer(subtract: bool) -> tuple[Callable[..., None], Callable[..., None]
                 add3(current, at + first, weights, row + row0)
                 add3(current, at + second, weights, row + row1)
                 add3(current, at + third, weights, row + row2)
-            low = middle + half
         else:
             for i in range(half):
                 e, f = _u(events[low + i]), _u(events[middle + i])
@@ -90,8 +94,7 @@ def _scatterer(subtract: bool) -> tuple[Callable[..., None], Callable[..., None]
                 wide3(current, at + first, weights, row + row0)
                 wide3(current, at + second, weights, row + row1)
                 wide3(current, at + third, weights, row + row2)
-            low = middle + half
-        for i in range(low, high):
+        for i in range(middle + half, high):
             e = _u(events[i])
             at, row = (e >> _u(16)) * _u(16), (e & _u(0xFFFF)) * run
             for v in range(_u(0), run, _u(16)):
@@ -99,29 +102,39 @@ def _scatterer(subtract: bool) -> tuple[Callable[..., None], Callable[..., None]
                 add1(current, at + second + v, weights, row + row1 + v)
                 add1(current, at + third + v, weights, row + row2 + v)
 
-    return _compiled(scatter), _compiled(scatter3)
+    one, three = _inlined(to_one), _inlined(to_three)
+
+    def scatter(current, top, rows, ring, slot, weights, row0, table, run, events, low, high):  # type: ignore[no-untyped-def]
+        if rows == 3 and (run == _u(48) or run == _u(96)):
+            first, second, third = _u(top % ring) * slot, _u((top + 1) % ring) * slot, _u((top + 2) % ring) * slot
+            three(current, first, second, third, weights, row0, row0 + table, row0 + table + table, run, events, low, high)
+        else:
+            for r in range(rows):
+                one(current, _u((top + r) % ring) * slot, weights, row0 + _u(r) * table, run, events, low, high)
+
+    return _inner(scatter)  # type: ignore[no-any-return]
 
 
-(_add_events, _add_to_three), (_subtract_events, _subtract_from_three) = _scatterer(False), _scatterer(True)
+_add_events, _subtract_events = _scatterer(False), _scatterer(True)
 
 
-@_compiled
-def _phase(term, row):  # type: ignore[no-untyped-def]
-    return (row + term[ROW_PAD]) % term[ROW_STRIDE]
+@_inner
+def _phase(terms, k, row):  # type: ignore[no-untyped-def]
+    return (row + terms[k, ROW_PAD]) % terms[k, ROW_STRIDE]
 
 
-@_compiled
-def _row_events(arena, term, row, begin, end, steps, row_vectors, bases, reads, events, off):  # type: ignore[no-untyped-def]
+@_inner
+def _row_events(arena, terms, k, row, begin, end, steps, row_vectors, bases, reads, events, off):  # type: ignore[no-untyped-def]
     """Events of one row of a source at steps `begin` to `end`; `off` asks for the neurons that stop firing instead of those that begin.
 
     The currents of the next step lie a row further. Returns the end of the events.
     """
-    words = _u(term[COLUMNS] * term[WORDS])
-    table, phase = _u(term[BASES]), _u(_phase(term, row) * term[STRIDE] * term[WORDS] * LANES)
-    n = _u(term[EVENTS])
-    changes = term[KIND] == CHANGES
+    words = _u(terms[k, COLUMNS] * terms[k, WORDS])
+    table, phase = _u(terms[k, BASES]), _u(_phase(terms, k, row) * terms[k, STRIDE] * terms[k, WORDS] * LANES)
+    n = _u(terms[k, EVENTS])
+    changes = terms[k, KIND] == CHANGES
     for step in range(begin, end):
-        at, more = _u(term[AT]) + _u(row * steps + step) * words, phase + (_u((step - begin) * row_vectors) << _u(16))
+        at, more = _u(terms[k, AT]) + _u(row * steps + step) * words, phase + (_u((step - begin) * row_vectors) << _u(16))
         for i in range(words):
             word = _u(arena[at + i])
             if changes:
@@ -131,53 +144,61 @@ def _row_events(arena, term, row, begin, end, steps, row_vectors, bases, reads, 
     return n
 
 
-@_compiled
-def _send_row(arena, term, row, begin, end, steps, at_once, rows, vectors, weights, current, row_vectors, ring, bases, reads, events, starts):  # type: ignore[no-untyped-def]
+@_inner
+def _send_row(arena, terms, k, row, begin, end, steps, at_once, rows, vectors, weights, current, row_vectors, ring, bases, reads, events, starts):  # type: ignore[no-untyped-def]
     """Add what one row of a source sends at steps `begin` to `end` to the rows of neurons that it reaches."""
-    phase = _phase(term, row)
-    top = (row + term[ROW_PAD]) // term[ROW_STRIDE] - (term[ROW_RUN] - 1)
-    low, high = max(0, -top, term[ROW_RUN] - 1 - (term[ROW_KERNEL] - 1 - phase) // term[ROW_STRIDE]), min(term[ROW_RUN], rows - top)
-    if phase >= term[ROW_KERNEL] or low >= high:
+    phase = _phase(terms, k, row)
+    top = (row + terms[k, ROW_PAD]) // terms[k, ROW_STRIDE] - (terms[k, ROW_RUN] - 1)
+    low, high = max(0, -top, terms[k, ROW_RUN] - 1 - (terms[k, ROW_KERNEL] - 1 - phase) // terms[k, ROW_STRIDE]), min(terms[k, ROW_RUN], rows - top)
+    if phase >= terms[k, ROW_KERNEL] or low >= high:
         return
-    run, slot = _u(term[RUN] * vectors * LANES), _u(at_once * row_vectors * LANES)
-    on_low = on_high = off_low = off_high = _u(term[EVENTS])
-    if term[KIND] == FIRST:
-        bucket = _u(term[STARTS] + row * parts(steps, at_once) + begin // at_once)
+    run, slot = _u(terms[k, RUN] * vectors * LANES), _u(at_once * row_vectors * LANES)
+    on_low = on_high = off_low = off_high = _u(terms[k, EVENTS])
+    if terms[k, KIND] == FIRST:
+        bucket = _u(terms[k, STARTS] + row * parts(steps, at_once) + begin // at_once)
         off_low, off_high = _u(starts[bucket + _u(1)]), _u(starts[bucket + _u(2)])
         if begin == 0:
             on_low, on_high = _u(starts[bucket]), off_low
     else:
-        on_high = _row_events(arena, term, row, begin, end, steps, row_vectors, bases, reads, events, False)
-    three = (run == _u(48) or run == _u(96)) and high - low == 3
-    if three:
-        _add_to_three(current, _u((top + low) % ring) * slot, _u((top + low + 1) % ring) * slot, _u((top + low + 2) % ring) * slot, weights, _u(term[WEIGHTS] + low * term[TABLE]), _u(term[TABLE]), run, events, on_low, on_high)
-    else:
-        for r in range(low, high):
-            offset, row0 = _u((top + r) % ring) * slot, _u(term[WEIGHTS] + r * term[TABLE])
-            _add_events(current, offset, weights, row0, run, events, on_low, on_high)
-    if term[KIND] == CHANGES:
-        off_high = _row_events(arena, term, row, begin, end, steps, row_vectors, bases, reads, events, True)
+        on_high = _row_events(arena, terms, k, row, begin, end, steps, row_vectors, bases, reads, events, False)
+    top, n, table = top + low, high - low, _u(terms[k, TABLE])
+    row0 = _u(terms[k, WEIGHTS]) + _u(low) * table
+    _add_events(current, top, n, ring, slot, weights, row0, table, run, events, on_low, on_high)
+    if terms[k, KIND] == CHANGES:
+        off_high = _row_events(arena, terms, k, row, begin, end, steps, row_vectors, bases, reads, events, True)
     if off_low < off_high:
-        if three:
-            _subtract_from_three(current, _u((top + low) % ring) * slot, _u((top + low + 1) % ring) * slot, _u((top + low + 2) % ring) * slot, weights, _u(term[WEIGHTS] + low * term[TABLE]), _u(term[TABLE]), run, events, off_low, off_high)
-        else:
-            for r in range(low, high):
-                offset, row0 = _u((top + r) % ring) * slot, _u(term[WEIGHTS] + r * term[TABLE])
-                _subtract_events(current, offset, weights, row0, run, events, off_low, off_high)
+        _subtract_events(current, top, n, ring, slot, weights, row0, table, run, events, off_low, off_high)
+
+
+@_inner
+def _send_tabled(arena, terms, k, row, begin, end, steps, at_once, rows, tables, current, row_vectors, ring, bases):  # type: ignore[no-untyped-def]
+    """Add what one row of a source sends at steps `begin` to `end` to the three rows of neurons that it reaches; what would lie outside of the map goes
+    to a row of currents that is not read.
+    """
+    slot, nowhere = at_once * row_vectors * LANES, ring * at_once * row_vectors * LANES
+    column = (bases[_u(terms[k, BASES])] >> 16) * LANES
+    first, second, third = row - 1, row, row + 1
+    at0 = first % ring * slot + column if first >= 0 else nowhere
+    at1, at2 = second % ring * slot + column, third % ring * slot + column if third < rows else nowhere
+    for step in range(begin, end):
+        pitch, at = (step - begin) * row_vectors * LANES, terms[k, AT] + (row * steps + step) * terms[k, COLUMNS]
+        low = at0 + pitch if first >= 0 else at0
+        high = at2 + pitch if third < rows else at2
+        look_up(arena, _u(at), _u(terms[k, COLUMNS]), tables, _u(terms[k, TABLES]), current, _u(low), _u(at1 + pitch), _u(high))
 
 
 _add_where, _subtract_where = adder_where(False), adder_where(True)
 
 
-@_compiled
-def _send_alike(arena, term, row, begin, end, steps, vectors, weights, current, from_, pitch):  # type: ignore[no-untyped-def]
+@_inner
+def _send_alike(arena, terms, k, row, begin, end, steps, vectors, weights, current, from_, pitch):  # type: ignore[no-untyped-def]
     """Add what one row of a source of the same shape sends to the same neurons, each with a weight of its channel's."""
-    words, changes = _u(term[WORDS] * term[COLUMNS]), term[KIND] == CHANGES
+    words, changes = _u(terms[k, WORDS] * terms[k, COLUMNS]), terms[k, KIND] == CHANGES
     for step in range(begin, end):
-        at, to = _u(term[AT]) + _u(row * steps + step) * words, from_ + _u(step - begin) * pitch
+        at, to = _u(terms[k, AT]) + _u(row * steps + step) * words, from_ + _u(step - begin) * pitch
         for i in range(_u(0), words, vectors):
             for v in range(vectors):
-                word, place, weight = _u(arena[at + i + v]), to + (i + v) * _u(LANES), _u(term[WEIGHTS]) + v * _u(LANES)
+                word, place, weight = _u(arena[at + i + v]), to + (i + v) * _u(LANES), _u(terms[k, WEIGHTS]) + v * _u(LANES)
                 if changes:
                     before = _u(arena[at + i + v - words]) if step > 0 else _u(0)
                     _subtract_where(current, place, weights, weight, before & ~word)
@@ -185,75 +206,25 @@ def _send_alike(arena, term, row, begin, end, steps, vectors, weights, current, 
                 _add_where(current, place, weights, weight, word)
 
 
-@_compiled
+@_inner
 def parts(steps, at_once):  # type: ignore[no-untyped-def]
     """Places in `starts` that a row of a source takes: its neurons go on, off during each `at_once` steps, or last."""
     return (steps + at_once - 1) // at_once + 2
 
 
-def _runner(rule: str) -> Callable[..., None]:
-    """All steps of one layer, `at_once` of them at a time, row by row; its train goes to `arena[to:]`, its potentials are left in place.
-
-    shape: rows, columns, vectors of channels. halo: columns on the left and on the right where runs of additions may end outside of the map.
-    keeps: whether currents last until an event changes them (all terms are FIRST or CHANGES), or are those of one step (SPIKES).
-    current: `at_once` steps of each row that source rows read so far may reach, a ring of rows. drive: the constant part of the current,
-    `drive_row` apart from row to row. neurons: potential, current that lasts, threshold, shift, sum of firing potentials, who may fire, and the
-    rule, as `firing` takes them.
-    """
-    fire_changes, fire_spikes = firing(rule, True), firing(rule, False)
-
-    def run(  # type: ignore[no-untyped-def]
-        arena, to, steps, shape, ring, at_once, halo, terms, weights, keeps, current, drive, drive_row, neurons, bases, reads, events, starts
-    ):
-        rows, columns, vectors = shape
-        potential, held, theta, shift, fired, may, how = neurons
-        line = _u(columns * vectors)
-        row_vectors = (columns + halo[0] + halo[1]) * vectors
-        current[:] = 0
-        sent = np.zeros(len(terms), np.int64)
-        for begin in range(0, steps, at_once):
-            end = min(begin + at_once, steps)
-            sent[:] = 0
-            for row in range(rows):
-                at, from_, driven = _u(row) * line * _u(LANES), _u((row % ring * at_once * row_vectors + halo[0] * vectors) * LANES), _u(row * drive_row)
-                out, count = _u(to) + _u(row * steps + begin) * line, _u(end - begin)
-                pitch = _u(row_vectors * LANES)
-                for k in range(len(terms)):
-                    term = terms[k]
-                    if term[DIAGONAL]:
-                        _send_alike(arena, term, row, begin, end, steps, _u(vectors), weights, current, from_, pitch)
-                        continue
-                    last = min(term[ROWS], row * term[ROW_STRIDE] - term[ROW_PAD] + term[ROW_KERNEL])
-                    for source in range(sent[k], last):
-                        _send_row(
-                            arena, term, source, begin, end, steps, at_once, rows, vectors, weights, current, row_vectors, ring, bases, reads, events, starts
-                        )  # fmt: skip
-                    sent[k] = max(sent[k], last)
-                if keeps:
-                    fire_changes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, arena, out, line, line, count)
-                else:
-                    fire_spikes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, arena, out, line, line, count)
-
-    return _compiled(run)  # type: ignore[no-any-return]
-
-
-run_plain, run_sums, run_any = _runner("subtract"), _runner("sums"), _runner("any")
-_fire_even, _fire_steps = firing("subtract", True), firing("any", False)
-
-
 @_compiled
-def sort_first(counts, steps, at_once, row_vectors, term, bases, reads, events, starts, kept):  # type: ignore[no-untyped-def]
+def sort_first(counts, steps, at_once, row_vectors, terms, k, bases, reads, events, starts, kept):  # type: ignore[no-untyped-def]
     """Events of a train that fires in the first n steps: each row's on at step 0, then off at n, sorted by `at_once` steps, as `starts` tells."""
-    words, rooms = _u(term[COLUMNS] * term[WORDS]), _u(parts(steps, at_once))
-    table, n = _u(term[BASES]), _u(term[EVENTS])
+    words, rooms = _u(terms[k, COLUMNS] * terms[k, WORDS]), _u(parts(steps, at_once))
+    table, n = _u(terms[k, BASES]), _u(terms[k, EVENTS])
     # Four places a room, taken in turn, so that an event need not wait until the last one's place is known.
     places, room_of, later = np.zeros(_u(4) * rooms, np.uint32), np.zeros(steps + 1, np.uint32), np.zeros(steps + 1, np.uint32)
     for count in range(steps):
         room_of[count], later[count] = 4 * (1 + count // at_once), count % at_once * row_vectors << 16
     room_of[steps] = _u(4) * (rooms - _u(1))
-    for row in range(term[ROWS]):
-        phase = _u(_phase(term, row) * term[STRIDE] * term[WORDS] * LANES)
-        begin, bucket = n, _u(term[STARTS]) + _u(row) * rooms
+    for row in range(terms[k, ROWS]):
+        phase = _u(_phase(terms, k, row) * terms[k, STRIDE] * terms[k, WORDS] * LANES)
+        begin, bucket = n, _u(terms[k, STARTS]) + _u(row) * rooms
         for i in range(words):
             if reads[table + i]:
                 n += unpack_counts(counts, (_u(row) * words + i) * _u(LANES), _u(bases[table + i]) + phase, events, n, kept, n - begin)
@@ -269,14 +240,104 @@ def sort_first(counts, steps, at_once, row_vectors, term, bases, reads, events, 
                 places[place] = n
                 n += size
         for i in range(active):
-            place = _u(room_of[kept[i]]) + (i & _u(3))
-            events[places[place]] = events[begin + i] + later[kept[i]]
-            places[place] += 1
+            slot = _u(room_of[kept[i]]) + (i & _u(3))
+            events[places[slot]] = events[begin + i] + later[kept[i]]
+            places[slot] += 1
+
+
+def _runner(rule: str) -> Callable[..., None]:
+    """One layer for `n` images: all steps, `at_once` of them at a time, row by row; its trains go to `arena[image, to:]`, potentials are left in place.
+
+    shape: rows, columns, vectors of channels. halo: columns on the left and on the right where runs of additions may end outside of the map.
+    kinds: what the events of each term are, by image. keeps: whether currents last until an event changes them (all terms are FIRST or CHANGES), or
+    are those of one step (SPIKES), by image. current: `at_once` steps of each row that source rows read so far may reach, a ring of rows.
+    drive: the constant part of the current, by image or for all, `drive_row` apart from row to row. start: potentials before the first step.
+    neurons: potential, current that lasts, threshold, shift, sum of firing potentials, who may fire, and the rule, as `firing` takes them; of
+    potentials and sums one row an image, or one for all where nobody asks for them later. sorted_counts: of each FIRST term, by image.
+    """
+    fire_changes, fire_spikes = firing(rule, True), firing(rule, False)
+
+    def run_image(  # type: ignore[no-untyped-def]
+        arena, to, steps, shape, ring, at_once, halo, terms, weights, tables, keeps, current, drive, drive_row, neurons, bases, reads, events, starts,
+        sent,
+    ):  # fmt: skip
+        rows, columns, vectors = shape
+        potential, held, theta, shift, fired, may, how = neurons
+        line = _u(columns * vectors)
+        row_vectors = (columns + halo[0] + halo[1]) * vectors
+        current[:] = 0
+        for begin in range(0, steps, at_once):
+            end = min(begin + at_once, steps)
+            sent[:] = 0
+            for row in range(rows):
+                at, from_, driven = _u(row) * line * _u(LANES), _u((row % ring * at_once * row_vectors + halo[0] * vectors) * LANES), _u(row * drive_row)
+                out, count = _u(to) + _u(row * steps + begin) * line, _u(end - begin)
+                pitch = _u(row_vectors * LANES)
+                for k in range(len(terms)):
+                    if terms[k, DIAGONAL]:
+                        _send_alike(arena, terms, k, row, begin, end, steps, _u(vectors), weights, current, from_, pitch)
+                        continue
+                    last = min(terms[k, ROWS], row * terms[k, ROW_STRIDE] - terms[k, ROW_PAD] + terms[k, ROW_KERNEL])
+                    for source in range(sent[k], last):
+                        if terms[k, KIND] == TABLED:
+                            _send_tabled(arena, terms, k, source, begin, end, steps, at_once, rows, tables, current, row_vectors, ring, bases)
+                            continue
+                        _send_row(
+                            arena, terms, k, source, begin, end, steps, at_once, rows, vectors, weights, current, row_vectors, ring, bases, reads, events,
+                            starts,
+                        )  # fmt: skip
+                    sent[k] = max(sent[k], last)
+                if keeps:
+                    fire_changes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, arena, out, line, line, count)
+                else:
+                    fire_spikes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, arena, out, line, line, count)
+
+    image_runner = _inner(run_image)
+
+    def run(  # type: ignore[no-untyped-def]
+        arena, n, to, steps, shape, ring, at_once, halo, terms, kinds, keeps, weights, tables, current, drive, drive_row, start, neurons, bases, reads,
+        events, starts, sorted_counts, kept,
+    ):  # fmt: skip
+        potentials, held, theta, shift, sums, may, how = neurons
+        sent = np.zeros(len(terms), np.int64)
+        row_vectors = (shape[1] + halo[0] + halo[1]) * shape[2]
+        for image in range(n):
+            potential, fired = potentials[image % len(potentials)], sums[image % len(sums)]
+            potential[:] = start
+            held[:], fired[:], may[:] = 0, 0, 0xFFFF
+            end = starts_end = 0
+            for k in range(len(terms)):
+                terms[k, KIND] = kinds[image, k]
+                if terms[k, KIND] == FIRST:
+                    terms[k, EVENTS], terms[k, STARTS] = end, starts_end
+                    sort_first(sorted_counts[k, image], steps, at_once, row_vectors, terms, k, bases, reads, events, starts, kept)
+                    end += 2 * terms[k, ROWS] * terms[k, COLUMNS] * terms[k, WORDS] * LANES
+                    starts_end += terms[k, ROWS] * parts(steps, at_once)
+            for k in range(len(terms)):
+                if terms[k, KIND] != FIRST:
+                    terms[k, EVENTS] = end
+            here = (potential, held, theta, shift, fired, may, how)
+            image_runner(
+                arena[image], to, steps, shape, ring, at_once, halo, terms, weights, tables, keeps[image], current, drive[image % len(drive)], drive_row,
+                here, bases, reads, events, starts, sent,
+            )  # fmt: skip
+
+    return _compiled(run)  # type: ignore[no-any-return]
+
+
+run_plain, run_sums, run_any = _runner("subtract"), _runner("sums"), _runner("any")
+_fire_steps = firing("any", False)
 
 
 @_compiled
-def count_train(arena, at, rows, steps, line, counts):  # type: ignore[no-untyped-def]
-    """Spikes of every neuron of a train, and of all; `counts` has room for 48 neurons more, and so has the arena."""
+def count_trains(arena, n, at, rows, steps, line, counts, totals):  # type: ignore[no-untyped-def]
+    """Spikes of every neuron of a train by image, and of all; `counts` has room for 48 neurons more, and so has the arena."""
+    for image in range(n):
+        totals[image] = _count_train(arena[image], at, rows, steps, line, counts[image])
+
+
+@_inner
+def _count_train(arena, at, rows, steps, line, counts):  # type: ignore[no-untyped-def]
     counts[:] = 0
     for row in range(rows):
         for word in range(0, line, 4):
@@ -293,7 +354,15 @@ def count_train(arena, at, rows, steps, line, counts):  # type: ignore[no-untype
 
 
 @_compiled
-def count_changes(arena, at, rows, steps, line):  # type: ignore[no-untyped-def]
+def choose_kinds(arena, n, at, rows, steps, line, neurons, totals, kinds):  # type: ignore[no-untyped-def]
+    """CHANGES for images whose neurons begin and stop firing less often than they fire, else SPIKES, as where three quarters of the steps are silent."""
+    for image in range(n):
+        often = 4 * totals[image] >= neurons * steps
+        kinds[image] = CHANGES if often and _count_changes(arena[image], at, rows, steps, line) < totals[image] else SPIKES
+
+
+@_inner
+def _count_changes(arena, at, rows, steps, line):  # type: ignore[no-untyped-def]
     """Number of steps, summed over neurons, at which one begins or stops firing."""
     total = _u(0)
     for row in range(rows):
@@ -306,52 +375,66 @@ def count_changes(arena, at, rows, steps, line):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def retimed(counts, fired, residual, theta, by_residual, by_potential, window, steps, out):  # type: ignore[no-untyped-def]
-    """`n' = clip(floor(T'/T·x̃ + 1/2), 0, T')`, operation by operation as the reference computes it (Eq. 3); 0 for a silent padding."""
+def retimed(n, counts, fired, residual, unit, theta, by_residual, by_potential, window, steps, out):  # type: ignore[no-untyped-def]
+    """`n' = clip(floor(T'/T·x̃ + 1/2), 0, T')`, operation by operation as the reference computes it (Eq. 3), by image; 0 for a silent padding."""
     real = theta.dtype.type
-    for i in range(len(counts)):
-        n = real(counts[i])
-        numerator, denominator = n, real(1)
-        if by_potential:
-            numerator = (n + real(1)) * fired[i] - n * theta[i] if n > 0 else real(0)
-            denominator = fired[i] if n > 0 else real(1)
-        elif by_residual:
-            numerator, denominator = n * theta[i] + residual[i], theta[i]
-        half = real(window) * denominator
-        found = np.floor((real(2 * steps) * numerator + half) / (real(2) * half))
-        out[i] = np.uint16(min(max(found, real(0)), real(steps)))
+    for image in range(n):
+        for i in range(len(theta)):
+            count = real(counts[image, i])
+            numerator, denominator = count, real(1)
+            if by_potential:
+                potential = real(fired[image, i]) * unit[i]
+                numerator = (count + real(1)) * potential - count * theta[i] if count > 0 else real(0)
+                denominator = potential if count > 0 else real(1)
+            elif by_residual:
+                numerator, denominator = count * theta[i] + real(residual[image, i]) * unit[i], theta[i]
+            half = real(window) * denominator
+            found = np.floor((real(2 * steps) * numerator + half) / (real(2) * half))
+            out[image, i] = np.uint16(min(max(found, real(0)), real(steps)))
 
 
 @_compiled
-def write_first(counts, rows, line, steps, arena, to):  # type: ignore[no-untyped-def]
-    """A train that fires in the first n steps, as bits."""
+def write_first(n, counts, rows, line, steps, arena, to):  # type: ignore[no-untyped-def]
+    """Trains that fire in the first n steps, as bits, by image."""
+    for image in range(n):
+        for row in range(rows):
+            for step in range(steps):
+                for word in range(line):
+                    bits = _u(0)
+                    for lane in range(LANES):
+                        bits |= _u(counts[image, _u((row * line + word) * LANES + lane)] > step) << _u(lane)
+                    arena[image, _u(to + (row * steps + step) * line + word)] = np.uint16(bits)
+
+
+_space_word, _space_four = spacer(LANES), spacer(4 * LANES)
+
+
+@_compiled
+def write_even(n, counts, rows, line, steps, arena, to):  # type: ignore[no-untyped-def]
+    """Trains of n evenly spaced spikes, as bits, by image: `s(t) = 1 if floor((t+1)·n/T) > floor(t·n/T)`."""
+    for image in range(n):
+        _write_even(counts[image], rows, line, steps, arena[image], to)
+
+
+@_inner
+def _write_even(counts, rows, line, steps, arena, to):  # type: ignore[no-untyped-def]
     for row in range(rows):
-        for step in range(steps):
-            for word in range(line):
-                bits = _u(0)
-                for lane in range(LANES):
-                    bits |= _u(counts[_u((row * line + word) * LANES + lane)] > step) << _u(lane)
-                arena[_u(to + (row * steps + step) * line + word)] = np.uint16(bits)
+        at, out = row * line * LANES, to + row * steps * line
+        for word in range(0, line - 3, 4):
+            _space_four(counts, _u(at + word * LANES), _u(steps), arena, _u(out + word), _u(line))
+        for word in range(line - line % 4, line):
+            _space_word(counts, _u(at + word * LANES), _u(steps), arena, _u(out + word), _u(line))
 
 
 @_compiled
-def write_even(counts, rows, line, steps, arena, to):  # type: ignore[no-untyped-def]
-    """A train of n evenly spaced spikes, as bits: that of neurons with a constant current n and a threshold T.
-
-    `s(t) = 1 if floor((t+1)·n/T) > floor(t·n/T)`.
-    """
-    width = line * LANES
-    drive, potential = counts[: rows * width].astype(np.int32), np.zeros(width, np.int32)
-    theta, shift, none, may, how = np.full(width, steps, np.int32), np.zeros(width, np.int32), np.zeros(width, np.int16), arena[:1], np.zeros(4, np.float32)
-    for row in range(rows):
-        potential[:] = 0
-        driven, out = _u(row * width), _u(to + row * steps * line)
-        _fire_even(potential, _u(0), none, _u(0), _u(0), none, drive, driven, theta, shift, drive, may, how, arena, out, _u(line), _u(line), _u(steps))
+def pool_trains(arena, n, at, rows, columns, words, steps, kernel, stride, padding, dilation, out_rows, out_columns, to):  # type: ignore[no-untyped-def]
+    """Max pooling of a train by image: a bit is set where any bit in its window is."""
+    for image in range(n):
+        _pool_train(arena[image], at, rows, columns, words, steps, kernel, stride, padding, dilation, out_rows, out_columns, to)
 
 
-@_compiled
-def pool_train(arena, at, rows, columns, words, steps, kernel, stride, padding, dilation, out_rows, out_columns, to):  # type: ignore[no-untyped-def]
-    """Max pooling of a train: a bit is set where any bit in its window is."""
+@_inner
+def _pool_train(arena, at, rows, columns, words, steps, kernel, stride, padding, dilation, out_rows, out_columns, to):  # type: ignore[no-untyped-def]
     for row in range(out_rows):
         for step in range(steps):
             for x in range(out_columns):

@@ -75,10 +75,17 @@ class Map:
         places = places.expand(-1, self.rows * self.columns) if places.shape[1] == 1 else places
         return F.pad(places.T, (0, padded(self.channels) - self.channels), value=fill).contiguous().view(-1).numpy()
 
+    def spread_all(self, values: Tensor) -> Floats:
+        """Values `[image, *shape]` as `[image, neuron]`, 0 for padding. In numpy: torch's own threads would wait, busily, beside ours."""
+        found = np.zeros((len(values), self.rows * self.columns, padded(self.channels)), values.numpy().dtype)
+        found[..., : self.channels] = values.numpy().reshape(len(values), self.channels, -1).transpose(0, 2, 1)
+        return found.reshape(len(values), -1)
+
     def gather(self, values: NDArray[np.generic]) -> Tensor:
-        """The reverse: `[*shape]`, float64 where the values are, else float32."""
-        found = torch.from_numpy(values[: self.size].astype(np.float64 if values.dtype == np.float64 else np.float32)).view(self.rows * self.columns, -1)
-        return found[:, : self.channels].T.reshape(self.shape)
+        """The reverse: `[..., *shape]` of `[..., neuron]`, float64 where the values are, else float32."""
+        before = values.shape[:-1]
+        places = values[..., : self.size].reshape(*before, self.rows * self.columns, -1)[..., : self.channels].swapaxes(-1, -2)
+        return torch.from_numpy(places.astype(np.float64 if values.dtype == np.float64 else np.float32, order="C").reshape(*before, *self.shape))
 
 
 def _lowest_bit(values: Tensor) -> Tensor:
@@ -128,6 +135,7 @@ class Layout:
     sorted: tuple[bool, ...] = ()  # whether the events of each term will be those of a train that fires first, at any step
     rows: NDArray[np.int64] = field(init=False)  # one row of integers a term, see event_kernels
     weights: NDArray[np.generic] = field(init=False)
+    tables: NDArray[np.generic] = field(init=False)  # of the terms that can be looked up
     halo: tuple[int, int] = field(init=False)
     bases: NDArray[np.uint32] = field(init=False)  # of each word of a row of each term: what its first event is,
     reads: NDArray[np.uint16] = field(init=False)  # and which of its events reach any neuron
@@ -141,15 +149,21 @@ class Layout:
         self.kind = self.neurons.threshold.dtype
         self.real = np.dtype(np.float64 if self.kind == torch.float64 else np.float32)
         tables, rows, at = [], [], 0
+        sums = [torch.zeros(0)]
         for term, is_sorted in zip(self.terms, self.sorted or (False,) * len(self.terms), strict=True):
             table, row = self._diagonal(term) if term.is_diagonal() and not is_sorted else self._table(term)
             row[14] = at
             tables.append(table.flatten())
+            row[19] = -1
+            if self.numbers.integer and self._can_be_looked_up(term) and not row[18]:
+                row[19] = sum(map(len, sums))
+                sums.append(self._sums(term))
             rows.append(row)
             at += table.numel()
-        self.rows = np.array(rows, np.int64).reshape(len(rows), 19)
+        self.rows = np.array(rows, np.int64).reshape(len(rows), 20)
         kind = torch.int16 if self.numbers.integer else self.kind
         self.weights = aligned(torch.cat([*tables, torch.zeros(LANES)]).to(kind).numpy())
+        self.tables = aligned(torch.cat(sums).to(kind).numpy())
         run = max([1, *(row[12] for row in rows)])
         right = max([0, *((row[2] - 1 + row[10]) // row[8] - (self.map.columns - 1) for row in rows)])
         self.halo = (run - 1, right)
@@ -161,7 +175,8 @@ class Layout:
         theta = theta.reshape(-1)
         self.theta_real = self.map.spread(theta, 1.0)
         one_row = Map((self.map.channels, 1, self.map.columns), 1, self.map.columns, self.map.channels)
-        self.unit = self.map.spread(torch.exp2(self.numbers.coarse.to(self.kind)), 1.0)
+        unit = torch.exp2(self.numbers.coarse.to(self.kind)) if self.numbers.integer else torch.ones((), dtype=self.kind)
+        self.unit = self.map.spread(unit, 1.0)  # of the numbers that potentials are computed in
         self.theta = self._potentials(one_row, theta, _THIRTY if self.numbers.integer else float("inf"))
         self.start = self._potentials(self.map, self.neurons.v0 * theta, 0.0)
         self.shift = one_row.spread((self.numbers.fine - self.numbers.coarse).float(), 0.0).astype(np.int32)
@@ -201,7 +216,22 @@ class Layout:
         channels, rows, columns = term.shape
         width = padded(channels)
         weight = F.pad(self._weight(term).view(channels, channels).diag(), (0, width - channels))
-        return weight, [0, rows, columns, width // LANES, 0, 1, 1, 1, 1, 0, 0, 1, 1, width, 0, 0, 0, 0, 1]
+        return weight, [0, rows, columns, width // LANES, 0, 1, 1, 1, 1, 0, 0, 1, 1, width, 0, 0, 0, 0, 1, 0]
+
+    def _can_be_looked_up(self, term: Term) -> bool:
+        """Whether a term is a 3x3 convolution from at most 16 channels to at most 16, in place."""
+        around = term.stride == (1, 1) and term.padding == (1, 1) and term.weight.shape[2:] == (3, 3)
+        return around and not term.flat and term.shape[0] <= LANES and self.map.channels <= LANES
+
+    def _sums(self, term: Term) -> Tensor:
+        """Sums of weights for every value of each four channels' spikes, flat, as `look_up` reads them."""
+        weight = self._weight(term)
+        outs, ins = weight.shape[:2]
+        full = F.pad(weight.flip(2, 3), (0, 0, 0, 0, 0, LANES - ins, 0, LANES - outs)).permute(1, 3, 2, 0)  # [in, column, row, out]
+        spikes = torch.tensor([[value >> bit & 1 for bit in range(4)] for value in range(16)], dtype=full.dtype)
+        found = torch.einsum("vb,gb...->gv...", spikes, full.reshape(4, 4, 3, 3, LANES))  # [four channels, value, column, row, out]
+        pairs, thirds = found[:, :, :, :2].flatten(2), F.pad(found[:, :, :, 2].flatten(2), (0, LANES))
+        return torch.cat([pairs, thirds], 2).flatten()
 
     def _table(self, term: Term) -> tuple[Tensor, list[int]]:
         """Weights as `[row of the run, phase, channel, run]`, and the integers that describe the term."""
@@ -224,7 +254,7 @@ class Layout:
         phases = table.shape[1] * table.shape[2]
         if phases > 2**16:
             raise OverflowError(f"{phases} rows of weights")
-        described = [0, rows, columns, words, 0, *kernel, *stride, *padding, *run, phases * table.shape[3], 0, 0, 0, 0, 0]
+        described = [0, rows, columns, words, 0, *kernel, *stride, *padding, *run, phases * table.shape[3], 0, 0, 0, 0, 0, 0]
         return table, described
 
 

@@ -1,4 +1,4 @@
-"""One image through all layers of a network, event by event: what a worker thread does."""
+"""Some images through all layers of a network, event by event: what a worker thread does."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from teas.spiking.temporal_transform import retime
 from teas.spiking.trace import INPUT
 
 _CHUNK = 8  # steps that a dense layer computes at once, so that its memory does not grow with the window
+_TABLED = 0.75  # spikes a place and step from which looking words up is faster than adding each spike's weights
+_IMAGES, _TRAINS = 4, 2**22  # most images that a worker takes through a layer at once, and bytes that their trains may take
 
 
 @dataclass
@@ -29,9 +31,12 @@ class Plan:
     semantics: Semantics
     module: torch.nn.Module
     sums: set[str]  # layers whose sum of firing potentials is asked for
+    residuals: set[str]  # and those whose potentials after the last step are
     trains: dict[str, int] = field(default_factory=dict)
     copies: dict[tuple[str, int], int] = field(default_factory=dict)  # of re-timed or pooled trains, by layer and number of the term
     size: int = 0
+    images: int = 1  # that a worker takes through a layer at once
+    idle: list[Worker] = field(default_factory=list)  # workers of earlier batches, to be used again
 
     def __post_init__(self) -> None:
         """Lay trains out so that one takes the place of others that nobody reads any more."""
@@ -57,6 +62,7 @@ class Plan:
                 words = layout.steps * (place.rows * place.line + unpooled.rows * unpooled.line)
                 self.copies[name, number] = allocate(words, index, index)
         self.size = max(end for _, end, _ in taken)
+        self.images = max(1, min(_IMAGES, _TRAINS // (2 * self.size)))
 
     def read(self, name: str) -> list[tuple[str, tuple[int, ...]]]:
         """Sources of a layer's terms (of the layer itself where it is dense), and the shapes of the maps they send."""
@@ -67,38 +73,45 @@ class Plan:
 
 
 class Worker:
-    """Memory for one image, and the way through the layers. Trains take one bit a step, all else does not depend on the windows."""
+    """Memory for some images, and the way through the layers. Trains take one bit a step, all else does not depend on the windows.
+
+    A layer takes all images in one call that holds no lock of the interpreter's, so that workers do not wait for each other.
+    """
 
     def __init__(self, plan: Plan):
-        self.plan = plan
-        self.arena = np.zeros(plan.size + 64, np.uint16)
-        self.counts = {name: np.zeros(layout.map.size + 64, np.uint16) for name, layout in plan.layouts.items()}
-        self.totals = dict.fromkeys(plan.layouts, 0)
-        self.potential = {name: aligned(layout.start) for name, layout in plan.layouts.items()}
-        self.fired = {name: aligned(np.zeros_like(values)) for name, values in self.potential.items()}
-        self.may = {name: np.zeros(layout.map.size // LANES, np.uint16) for name, layout in plan.layouts.items()}
-        self.held = {name: aligned(np.zeros(layout.map.size, layout.weights.dtype)) for name, layout in plan.layouts.items()}
+        self.plan, images = plan, plan.images
+        self.arena = np.zeros((images, plan.size + 64), np.uint16)
+        self.counts = {name: np.zeros((images, layout.map.size + 64), np.uint16) for name, layout in plan.layouts.items()}
+        self.totals = {name: np.zeros(images, np.int64) for name in plan.layouts}
+        self.potential = {name: self._rows(layout, layout.map.size, name in plan.residuals) for name, layout in plan.layouts.items()}
         self.rule = {name: _rule(layout, plan.semantics) for name, layout in plan.layouts.items()}
         self.plain = {name: bool(rule[0] == 1 and rule[1] == 1 and rule[3] == 0) for name, rule in self.rule.items()}
+        self.fired = {
+            name: self._rows(layout, layout.map.size if name in plan.sums or not self.plain[name] or name in plan.dense else LANES, name in plan.sums)
+            for name, layout in plan.layouts.items()
+        }
+        self.may = {name: np.zeros(layout.map.size // LANES, np.uint16) for name, layout in plan.layouts.items()}
+        self.held = {name: aligned(np.zeros(layout.map.size, layout.weights.dtype)) for name, layout in plan.layouts.items()}
         self.rows = {name: layout.rows.copy() for name, layout in plan.layouts.items()}
         self.current = {name: _currents(layout) for name, layout in plan.layouts.items()}
         room = max(_event_room(layout) for layout in plan.layouts.values())
         self.events, self.starts = np.zeros(room, np.uint32), np.zeros(max(_start_room(layout) for layout in plan.layouts.values()), np.uint32)
-        largest = max(layout.map.size for layout in plan.layouts.values())
-        self.retimed, self.kept = np.zeros(largest, np.uint16), np.zeros(largest + LANES, np.uint32)
+        largest, terms = max(layout.map.size for layout in plan.layouts.values()), max(len(layout.terms) for layout in plan.layouts.values())
+        self.retimed, self.kept = np.zeros((max(1, terms), images, largest), np.uint16), np.zeros(largest + LANES, np.uint32)
+
+    def _rows(self, layout: Layout, size: int, each: bool) -> NDArray[np.generic]:
+        """A row for each image, or one for all."""
+        return aligned(np.zeros((self.plan.images if each else 1, size), layout.start.dtype))
 
     def run(self, inputs: Tensor, encoded: dict[str, Tensor], constant: dict[str, Tensor]) -> None:
-        """All layers for one image `[1, *shape]`; constant: the current from an analog input by layer; encoded: the input's trains by layer."""
+        """All layers for images `[image, *shape]`; constant: the current from an analog input by layer; encoded: the input's trains by layer."""
         for name, layout in self.plan.layouts.items():
-            self.potential[name][:] = layout.start
-            self.fired[name][:] = self.held[name][:] = 0
-            self.may[name][:] = 0xFFFF
             if name in self.plan.dense:
                 self._run_dense(name, inputs, encoded.get(name))
             else:
-                self._run_events(name, constant.get(name))
-            place = layout.map
-            self.totals[name] = kernels.count_train(self.arena, self.plan.trains[name], place.rows, layout.steps, place.line, self.counts[name])
+                self._run_events(name, len(inputs), constant.get(name))
+            place, at = layout.map, self.plan.trains[name]
+            kernels.count_trains(self.arena, len(inputs), at, place.rows, layout.steps, place.line, self.counts[name], self.totals[name])
 
     def real(self, name: str, values: NDArray[np.generic]) -> Floats:
         """Potentials of a layer as they are in the reference, whatever numbers it computes with."""
@@ -106,126 +119,116 @@ class Worker:
         kept = values.astype(layout.real, copy=False)
         return kept * layout.unit if layout.numbers.integer else kept
 
-    def train(self, name: str, begin: int = 0, end: int | None = None, *, at: int | None = None, source: str | None = None, steps: int | None = None) -> Tensor:
-        """Steps `begin` to `end` of a train as a tensor `[time, 1, *neuron]`: a layer's own, or its copy in another window."""
-        place = self.plan.layouts[source or name].map
-        steps = self.plan.layouts[name].steps if steps is None else steps
-        at = self.plan.trains[name] if at is None else at
-        words = self.arena[at : at + place.rows * steps * place.line].reshape(place.rows, steps, place.columns, place.vectors)[:, begin:end]
+    def train(self, name: str, image: int, begin: int = 0, end: int | None = None, *, at: int | None = None, steps: int | None = None) -> Tensor:
+        """Steps `begin` to `end` of a train as a tensor `[time, 1, *neuron]`: a layer's own, or its copy of so many steps at another place."""
+        layout = self.plan.layouts[name]
+        place, steps, at = layout.map, layout.steps if steps is None else steps, self.plan.trains[name] if at is None else at
+        words = self.arena[image, at : at + place.rows * steps * place.line].reshape(place.rows, steps, place.columns, place.vectors)[:, begin:end]
         bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=-1, bitorder="little")[..., : place.channels]
-        return torch.from_numpy(bits.transpose(1, 3, 0, 2).astype(self.plan.layouts[name].real, order="C")).reshape(bits.shape[1], 1, *place.shape)
+        return torch.from_numpy(bits.transpose(1, 3, 0, 2).astype(layout.real, order="C")).reshape(bits.shape[1], 1, *place.shape)
 
-    def _run_events(self, name: str, constant: Tensor | None) -> None:
+    def _run_events(self, name: str, n: int, constant: Tensor | None) -> None:
         layout, rows = self.plan.layouts[name], self.rows[name]
-        events = starts = 0
-        kinds = []
+        kinds = np.zeros((n, len(rows)), np.int64)
         for number, row in enumerate(rows):
-            row[kernels.EVENTS], row[kernels.STARTS] = events, starts
-            row[kernels.AT], kind = self._send(name, number, row)
-            kinds.append(kind)
-            if kind == kernels.FIRST:
-                events += 2 * row[kernels.ROWS] * row[kernels.COLUMNS] * row[kernels.WORDS] * LANES
-                starts += row[kernels.ROWS] * kernels.parts(layout.steps, layout.at_once)
-        keeps = not kinds or kernels.FIRST in kinds or kernels.SPIKES not in kinds
-        for row, kind in zip(rows, kinds, strict=True):
-            row[kernels.KIND] = kind if kind == kernels.FIRST else kernels.CHANGES if keeps else kernels.SPIKES
-            if kind != kernels.FIRST:
-                row[kernels.EVENTS] = events
-        drive, drive_row = (layout.drive_row, 0) if constant is None else (layout.map.spread(constant, 0.0), layout.map.line * LANES)
+            row[kernels.AT] = self._send(name, number, row, n, kinds[:, number])
+        first, changes, tabled = kinds == kernels.FIRST, kinds == kernels.CHANGES, kinds == kernels.TABLED
+        keeps = first.any(1) | changes.all(1)
+        one_step = np.where(tabled, kernels.TABLED, kernels.SPIKES)
+        kinds = np.where(first, kernels.FIRST, np.where(keeps[:, None], kernels.CHANGES, one_step))
+        drive, drive_row = (layout.drive_row[None], 0) if constant is None else (layout.map.spread_all(constant), layout.map.line * LANES)
         run = kernels.run_any if not self.plain[name] else kernels.run_sums if name in self.plan.sums else kernels.run_plain
         shape = (layout.map.rows, layout.map.columns, layout.map.vectors)
         run(
-            self.arena, self.plan.trains[name], layout.steps, shape, layout.ring, layout.at_once, layout.halo, rows, layout.weights, keeps, self.current[name],
-            drive, drive_row, self._neurons(name), layout.bases, layout.reads, self.events, self.starts,
+            self.arena, n, self.plan.trains[name], layout.steps, shape, layout.ring, layout.at_once, layout.halo, rows, kinds, keeps, layout.weights,
+            layout.tables, self.current[name], drive, drive_row, layout.start, self._neurons(name), layout.bases, layout.reads, self.events, self.starts,
+            self.retimed, self.kept,
         )  # fmt: skip
 
     def _neurons(self, name: str) -> tuple[NDArray[np.generic], ...]:
         layout = self.plan.layouts[name]
         return self.potential[name], self.held[name], layout.theta, layout.shift, self.fired[name], self.may[name], self.rule[name]
 
-    def _send(self, name: str, number: int, row: NDArray[np.int64]) -> tuple[int, int]:
-        """Where a term's train lies, in the window of the layer that reads it, and what its events are."""
+    def _send(self, name: str, number: int, row: NDArray[np.int64], n: int, kinds: NDArray[np.int64]) -> int:
+        """Where a term's trains lie, in the window of the layer that reads them; what their events are is written to `kinds`, by image."""
         layout = self.plan.layouts[name]
         term = layout.terms[number]
         source, at = self.plan.layouts[term.source], self.plan.copies[name, number]
+        place = source.map
+        kinds[:] = kernels.SPIKES
         if source.steps == layout.steps:
-            at, kind = self.plan.trains[term.source], kernels.SPIKES
-            if not term.pools and self._changes_are_fewer(term.source):
-                kind = kernels.CHANGES
+            at = self.plan.trains[term.source]
+            if not term.pools:
+                kernels.choose_kinds(self.arena, n, at, place.rows, layout.steps, place.line, place.neurons, self.totals[term.source], kinds)
         elif layout.sorted[number]:
-            self._retime(term.source, layout.steps)
-            kernels.sort_first(
-                self.retimed, layout.steps, layout.at_once, layout.row_vectors, row, layout.bases, layout.reads, self.events, self.starts, self.kept
-            )
-            return at, kernels.FIRST
+            self._retime(term.source, layout.steps, self.retimed[number, :n])
+            kinds[:] = kernels.FIRST
         else:
-            self._copy(term.source, layout.steps, at)
-            kind = kernels.SPIKES
-        shape = source.map.shape
+            self._copy(term.source, n, layout.steps, at)
+        shape = place.shape
         for pool in term.pools:
             place = Map.of(shape if len(shape) == 3 else (*shape, 1, 1))
             shape = max_pooled_shape((place.channels, place.rows, place.columns), pool)
             to = self.plan.copies[name, number]
             to = to if at != to else to + layout.steps * place.rows * place.line
             options = [(v, v) if isinstance(v, int) else tuple(v) for v in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
-            kernels.pool_train(self.arena, at, place.rows, place.columns, place.vectors, layout.steps, *options, shape[1], shape[2], to)
+            kernels.pool_trains(self.arena, n, at, place.rows, place.columns, place.vectors, layout.steps, *options, shape[1], shape[2], to)
             at = to
-        return at, kind
+        if row[kernels.TABLES] >= 0 and not layout.sorted[number]:
+            often = self.totals[term.source][:n] > _TABLED * term.shape[1] * term.shape[2] * layout.steps
+            kinds[often] = kernels.TABLED
+        return at
 
-    def _changes_are_fewer(self, name: str) -> bool:
-        """Whether a train's neurons begin and stop firing less often than they fire; where a quarter of the steps have no spike it is not counted."""
-        layout = self.plan.layouts[name]
-        place = layout.map
-        if 4 * self.totals[name] < place.neurons * layout.steps:
-            return False
-        return bool(kernels.count_changes(self.arena, self.plan.trains[name], place.rows, layout.steps, place.line) < self.totals[name])
-
-    def _retime(self, source: str, steps: int) -> None:
+    def _retime(self, source: str, steps: int, out: NDArray[np.uint16]) -> None:
+        """Spikes of a source's neurons in another window, `[image, neuron]`."""
         layout, transform = self.plan.layouts[source], self.plan.semantics.transform
-        residual = self.real(source, self.potential[source]) if transform == "residual" else layout.theta_real
-        fired = self.real(source, self.fired[source]) if transform == "firing_potential" else layout.theta_real
-        out = self.retimed[: layout.map.size]
-        counts = self.counts[source][: layout.map.size]
-        kernels.retimed(counts, fired, residual, layout.theta_real, transform == "residual", transform == "firing_potential", layout.steps, steps, out)
+        counts, residual, fired = self.counts[source], self.potential[source], self.fired[source]
+        unit, theta = layout.unit, layout.theta_real
+        kernels.retimed(len(out), counts, fired, residual, unit, theta, transform == "residual", transform == "firing_potential", layout.steps, steps, out)
 
-    def _copy(self, source: str, steps: int, to: int) -> None:
-        """Write a source's train in another window as bits."""
+    def _copy(self, source: str, n: int, steps: int, to: int) -> None:
+        """Write a source's trains in another window as bits."""
         layout, semantics = self.plan.layouts[source], self.plan.semantics
-        if semantics.code == "rate":
-            self._retime(source, steps)
-            write = kernels.write_first if semantics.layout == "first" else kernels.write_even
-            write(self.retimed, layout.map.rows, layout.map.line, steps, self.arena, to)
-            return
         place = layout.map
-        values = (self.counts[source], self.real(source, self.fired[source]), self.real(source, self.potential[source]))
-        count, fired, residual = (place.gather(found)[None] for found in values)
-        emission = Emission(layout.steps, layout.neurons.threshold_for(count).detach(), count, fired, residual, self.train(source))
-        how = {"code": semantics.code, "transform": semantics.transform, "layout": semantics.layout, "rounding": semantics.rounding}
-        train = retime(emission, steps, **how)
-        bits = np.zeros((place.rows, steps, place.columns, place.vectors * LANES), np.uint8)
-        bits[..., : place.channels] = train.reshape(steps, place.channels, place.rows, place.columns).numpy().transpose(2, 0, 3, 1)
-        words = np.packbits(bits, axis=-1, bitorder="little").view(np.uint16).reshape(-1)
-        self.arena[to : to + len(words)] = words
+        if semantics.code == "rate":
+            self._retime(source, steps, self.retimed[0, :n])
+            write = kernels.write_first if semantics.layout == "first" else kernels.write_even
+            write(n, self.retimed[0], place.rows, place.line, steps, self.arena, to)
+            return
+        for image in range(n):
+            values = (self.counts[source][image], self.real(source, self.fired[source][image]), self.real(source, self.potential[source][image]))
+            count, fired, residual = (place.gather(found)[None] for found in values)
+            emission = Emission(layout.steps, layout.neurons.threshold_for(count).detach(), count, fired, residual, self.train(source, image))
+            how = {"code": semantics.code, "transform": semantics.transform, "layout": semantics.layout, "rounding": semantics.rounding}
+            train = retime(emission, steps, **how)
+            bits = np.zeros((place.rows, steps, place.columns, place.vectors * LANES), np.uint8)
+            bits[..., : place.channels] = train.reshape(steps, place.channels, place.rows, place.columns).numpy().transpose(2, 0, 3, 1)
+            words = np.packbits(bits, axis=-1, bitorder="little").view(np.uint16).reshape(-1)
+            self.arena[image, to : to + len(words)] = words
 
     def _run_dense(self, name: str, inputs: Tensor, encoded: Tensor | None) -> None:
         layout = self.plan.layouts[name]
-        place, sources = layout.map, [source for source in layout.layer.sources if source != INPUT]
-        at = {}
+        sources = [source for source in layout.layer.sources if source != INPUT]
+        at = {source: self.plan.trains[source] for source in sources}
         for number, source in enumerate(sources):
-            at[source] = self.plan.trains[source]
             if self.plan.layouts[source].steps != layout.steps:
                 at[source] = self.plan.copies[name, number]
-                self._copy(source, layout.steps, at[source])
-        for begin in range(0, layout.steps, _CHUNK):
-            end = min(begin + _CHUNK, layout.steps)
-            trains = {source: self.train(source, begin, end, at=at[source], steps=layout.steps).flatten(0, 1) for source in sources}
-            if INPUT in layout.layer.sources:
-                trains[INPUT] = inputs.expand(end - begin, *inputs.shape[1:]) if encoded is None else encoded[begin:end].flatten(0, 1)
-            current = run_synapses(layout.layer, trains, self.plan.module, steps=end - begin)
-            flat = np.concatenate([place.spread(step, 0.0) for step in current])
-            drive = np.zeros(place.line * LANES, layout.real)
-            to = self.plan.trains[name]
-            kernels.fire_steps(flat, begin, len(current), layout.steps, place.rows, place.line, drive, self._neurons(name), self.arena, to)
+                self._copy(source, len(inputs), layout.steps, at[source])
+        potential, held, theta, shift, fired, may, rule = self._neurons(name)
+        for image in range(len(inputs)):
+            here = potential[image % len(potential)], held, theta, shift, fired[image % len(fired)], may, rule
+            here[0][:], here[4][:], may[:] = layout.start, 0, 0xFFFF
+            for begin in range(0, layout.steps, _CHUNK):
+                end = min(begin + _CHUNK, layout.steps)
+                trains = {source: self.train(source, image, begin, end, at=at[source], steps=layout.steps).flatten(0, 1) for source in sources}
+                if INPUT in layout.layer.sources:
+                    analog = inputs[image].expand(end - begin, *inputs.shape[1:])
+                    trains[INPUT] = analog if encoded is None else encoded[begin:end, image]
+                current = run_synapses(layout.layer, trains, self.plan.module, steps=end - begin)
+                flat = layout.map.spread_all(current).reshape(-1)
+                drive = np.zeros(layout.map.line * LANES, layout.real)
+                rows, line, to = layout.map.rows, layout.map.line, self.plan.trains[name]
+                kernels.fire_steps(flat, begin, len(current), layout.steps, rows, line, drive, here, self.arena[image], to)
 
 
 def _rule(layout: Layout, semantics: Semantics) -> Floats:
@@ -234,7 +237,7 @@ def _rule(layout: Layout, semantics: Semantics) -> Floats:
 
 
 def _currents(layout: Layout) -> NDArray[np.generic]:
-    return aligned(np.zeros(layout.ring * layout.at_once * layout.row_vectors * LANES, layout.weights.dtype))
+    return aligned(np.zeros((layout.ring * layout.at_once + 1) * layout.row_vectors * LANES, layout.weights.dtype))
 
 
 def _event_room(layout: Layout) -> int:

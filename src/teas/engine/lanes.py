@@ -14,6 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16
+TABLED = 160  # numbers in an entry of the tables of `look_up`
 _TOGETHER = 4  # vectors whose steps are computed in turn, so that none waits for its own last step
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
@@ -42,10 +43,10 @@ class _Block:
         stored = self.builder.store(value, self.builder.bitcast(self.pointer(argument, index), value.type.as_pointer()))
         stored.align = self.types[argument].dtype.bitwidth // 8
 
-    def splat(self, scalar: Any) -> Any:
-        vector = ir.VectorType(scalar.type, LANES)
+    def splat(self, scalar: Any, lanes: int = LANES) -> Any:
+        vector = ir.VectorType(scalar.type, lanes)
         one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_I32, 0))
-        return self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+        return self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
 
     def call(self, name: str, result: Any, *arguments: Any) -> Any:
         function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, [a.type for a in arguments]), name)
@@ -70,6 +71,81 @@ def adder(vectors: int, lanes: int, subtract: bool) -> Callable[..., None]:
         return types.void(current, at, weights, row), build
 
     return add
+
+
+@intrinsic
+def look_up(typing: Any, words: Any, at: Any, columns: Any, tables: Any, table: Any, current: Any, first: Any, second: Any, third: Any) -> Any:
+    """Add what a row of a source, 16 channels in a word a column, sends through a 3x3 kernel to 16 channels in three rows of currents.
+
+    `tables[table:]` has the sum of the weights for each value of each four bits of a word, `[four bits, value, vector, 32]`: for each of the columns
+    before, at and behind that of the word, the first two rows; the third row of the first two columns; that of the last, and 16 unused. Sums of a column
+    wait in registers until all three words that add to it are read. first, second, third: where in the rows the column before the first word lies.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        block, (_, at, columns, _, table, _, *rows) = _Block(context, builder, signature, arguments), arguments
+        element, plus = context.get_data_type(signature.args[3].dtype), builder.add if block.is_integer(3) else builder.fadd
+        narrow, wide, none = ir.VectorType(element, 16), ir.VectorType(element, 32), ir.Undefined
+        low, high = (ir.Constant(ir.VectorType(_I32, 16), list(range(begin, begin + 16))) for begin in (0, 16))
+
+        def half(value: Any, part: Any) -> Any:
+            return builder.shuffle_vector(value, ir.Constant(wide, none), part)
+
+        def add(pair: Any, third: Any, column: Any) -> None:
+            """Sums of a column to the three rows."""
+            offset = builder.mul(column, ir.Constant(_I64, LANES))
+            for place, value in zip(rows, (half(pair, low), half(pair, high), third), strict=True):
+                to = builder.add(place, offset)
+                block.store(plus(block.load(5, to), value), 5, to)
+
+        # What is known of the sums of the next column, and of the one behind it: first two rows, third row.
+        next_pair, next_third, last_pair, last_third = (
+            cgutils.alloca_once_value(builder, ir.Constant(kind, [0] * kind.count)) for kind in (wide, narrow, wide, narrow)
+        )
+        with cgutils.for_range(builder, columns) as loop:
+            word = builder.zext(builder.load(block.pointer(0, builder.add(at, loop.index))), _I64)
+            found: list[list[Any]] = [[] for _ in range(5)]
+            for four in range(4):
+                value = builder.and_(builder.lshr(word, ir.Constant(_I64, 4 * four)), ir.Constant(_I64, 15))
+                entry = builder.add(builder.add(table, ir.Constant(_I64, TABLED * 16 * four)), builder.mul(value, ir.Constant(_I64, TABLED)))
+                for vector, lanes in enumerate((32, 32, 32, 32, 16)):
+                    found[vector].append(block.load(3, builder.add(entry, ir.Constant(_I64, 32 * vector)), lanes))
+            before, here, behind, thirds, third = (plus(plus(a, b), plus(c, d)) for a, b, c, d in found)
+            add(plus(builder.load(next_pair), before), plus(builder.load(next_third), half(thirds, low)), loop.index)
+            builder.store(plus(builder.load(last_pair), here), next_pair)
+            builder.store(plus(builder.load(last_third), half(thirds, high)), next_third)
+            builder.store(behind, last_pair)
+            builder.store(third, last_third)
+        add(builder.load(next_pair), builder.load(next_third), columns)
+        add(builder.load(last_pair), builder.load(last_third), builder.add(columns, ir.Constant(_I64, 1)))
+        return context.get_dummy_value()
+
+    return types.void(words, at, columns, tables, table, current, first, second, third), build
+
+
+def spacer(lanes: int) -> Callable[..., None]:
+    """Bits of trains of so many neurons with `counts[at:at + lanes]` evenly spaced spikes: `lanes / 16` words a step, the next step's `line` further on.
+
+    `V += n`, and where `V >= T`, a spike and `V -= T`, for T below 2^15.
+    """
+
+    @intrinsic
+    def space(typing: Any, counts: Any, at: Any, steps: Any, bits: Any, to: Any, line: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            block, (_, at, steps, _, to, line) = _Block(context, builder, signature, arguments), arguments
+            charge, threshold = block.load(0, at, lanes), block.splat(builder.trunc(steps, _I16), lanes)
+            potential = cgutils.alloca_once_value(builder, ir.Constant(charge.type, [0] * lanes))
+            with cgutils.for_range(builder, steps) as loop:
+                v = builder.add(builder.load(potential), charge)
+                mask = builder.icmp_unsigned(">=", v, threshold)
+                builder.store(builder.select(mask, builder.sub(v, threshold), v), potential)
+                words = builder.bitcast(mask, ir.VectorType(_I16, lanes // LANES))
+                block.store(words, 3, builder.add(to, builder.mul(loop.index, line)))
+            return context.get_dummy_value()
+
+        return types.void(counts, at, steps, bits, to, line), build
+
+    return space
 
 
 def adder_where(subtract: bool) -> Callable[..., None]:
