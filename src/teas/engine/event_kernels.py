@@ -29,88 +29,65 @@ _inlined = _jit(**_options, _nrt=False, forceinline=True)
 _u = np.uint64
 
 
+def _sender(vectors: int, lanes: int, subtract: bool) -> Callable[..., Any]:
+    """Add the weights of events to some rows of currents, two events at a time, so that none waits for the other's sums; returns where the rest begins."""
+    add, run = adder(vectors, lanes, subtract), _u(vectors * lanes)
+
+    def send(current, rows, weights, tables, events, low, high):  # type: ignore[no-untyped-def]
+        half = (high - low) // _u(2)
+        middle = low + half
+        for i in range(half):
+            e, f = _u(events[low + i]), _u(events[middle + i])
+            add(current, (e >> _u(16)) * _u(16), rows, weights, (e & _u(0xFFFF)) * run, tables)
+            add(current, (f >> _u(16)) * _u(16), rows, weights, (f & _u(0xFFFF)) * run, tables)
+        return middle + half
+
+    return _inlined(send)  # type: ignore[no-any-return]
+
+
 def _scatterer(subtract: bool) -> Callable[..., None]:
-    """Add (or subtract) the weights of events to rows of currents; two events at a time, so that none waits for the other's sums.
+    """Add (or subtract) the weights of events to `n` rows of currents from row `top` on; kernels of 3x3 and up to 64 channels to all rows at once.
 
     A vector is never wider than a column of the currents: an event of the next column then loads what was stored, whole, and need not wait for it.
     """
-    add1, add3, wide2, wide3, wide6 = (adder(vectors, lanes, subtract) for vectors, lanes in ((1, 16), (3, 16), (2, 32), (3, 32), (6, 32)))
+    send48, send64, send96, send128, send192 = (_sender(vectors, lanes, subtract) for vectors, lanes in ((3, 16), (2, 32), (3, 32), (4, 32), (6, 32)))
+    add1, add4 = adder(1, 16, subtract), adder(2, 32, subtract)
 
-    def to_one(current, offset, weights, row0, run, events, low, high):  # type: ignore[no-untyped-def]
-        half = (high - low) // _u(2)
-        middle = low + half
-        if run == _u(48):
-            for i in range(half):
-                e, f = _u(events[low + i]), _u(events[middle + i])
-                add3(current, (e >> _u(16)) * _u(16) + offset, weights, (e & _u(0xFFFF)) * _u(48) + row0)
-                add3(current, (f >> _u(16)) * _u(16) + offset, weights, (f & _u(0xFFFF)) * _u(48) + row0)
-            low = middle + half
-        elif run == _u(96):
-            for i in range(half):
-                e, f = _u(events[low + i]), _u(events[middle + i])
-                wide3(current, (e >> _u(16)) * _u(16) + offset, weights, (e & _u(0xFFFF)) * _u(96) + row0)
-                wide3(current, (f >> _u(16)) * _u(16) + offset, weights, (f & _u(0xFFFF)) * _u(96) + row0)
-            low = middle + half
-        elif run == _u(192):
-            for i in range(half):
-                e, f = _u(events[low + i]), _u(events[middle + i])
-                wide6(current, (e >> _u(16)) * _u(16) + offset, weights, (e & _u(0xFFFF)) * _u(192) + row0)
-                wide6(current, (f >> _u(16)) * _u(16) + offset, weights, (f & _u(0xFFFF)) * _u(192) + row0)
-            low = middle + half
-        elif run % _u(64) == _u(0):
-            for v in range(_u(0), run, _u(64)):
-                for i in range(half):
-                    e, f = _u(events[low + i]), _u(events[middle + i])
-                    wide2(current, (e >> _u(16)) * _u(16) + offset + v, weights, (e & _u(0xFFFF)) * run + row0 + v)
-                    wide2(current, (f >> _u(16)) * _u(16) + offset + v, weights, (f & _u(0xFFFF)) * run + row0 + v)
-            low = middle + half
-        for i in range(low, high):
-            e = _u(events[i])
-            for v in range(_u(0), run, _u(16)):
-                add1(current, (e >> _u(16)) * _u(16) + offset + v, weights, (e & _u(0xFFFF)) * run + row0 + v)
-
-    def to_three(current, first, second, third, weights, row0, row1, row2, run, events, low, high):  # type: ignore[no-untyped-def]
-        half = (high - low) // _u(2)
-        middle = low + half
-        if run == _u(48):
-            for i in range(half):
-                e, f = _u(events[low + i]), _u(events[middle + i])
-                at, row = (e >> _u(16)) * _u(16), (e & _u(0xFFFF)) * _u(48)
-                add3(current, at + first, weights, row + row0)
-                add3(current, at + second, weights, row + row1)
-                add3(current, at + third, weights, row + row2)
-                at, row = (f >> _u(16)) * _u(16), (f & _u(0xFFFF)) * _u(48)
-                add3(current, at + first, weights, row + row0)
-                add3(current, at + second, weights, row + row1)
-                add3(current, at + third, weights, row + row2)
-        else:
-            for i in range(half):
-                e, f = _u(events[low + i]), _u(events[middle + i])
-                at, row = (e >> _u(16)) * _u(16), (e & _u(0xFFFF)) * _u(96)
-                wide3(current, at + first, weights, row + row0)
-                wide3(current, at + second, weights, row + row1)
-                wide3(current, at + third, weights, row + row2)
-                at, row = (f >> _u(16)) * _u(16), (f & _u(0xFFFF)) * _u(96)
-                wide3(current, at + first, weights, row + row0)
-                wide3(current, at + second, weights, row + row1)
-                wide3(current, at + third, weights, row + row2)
-        for i in range(middle + half, high):
-            e = _u(events[i])
-            at, row = (e >> _u(16)) * _u(16), (e & _u(0xFFFF)) * run
-            for v in range(_u(0), run, _u(16)):
-                add1(current, at + first + v, weights, row + row0 + v)
-                add1(current, at + second + v, weights, row + row1 + v)
-                add1(current, at + third + v, weights, row + row2 + v)
-
-    one, three = _inlined(to_one), _inlined(to_three)
-
-    def scatter(current, top, rows, ring, slot, weights, row0, table, run, events, low, high):  # type: ignore[no-untyped-def]
-        if rows == 3 and (run == _u(48) or run == _u(96)):
-            first, second, third = _u(top % ring) * slot, _u((top + 1) % ring) * slot, _u((top + 2) % ring) * slot
-            three(current, first, second, third, weights, row0, row0 + table, row0 + table + table, run, events, low, high)
-        else:
-            for r in range(rows):
-                one(current, _u((top + r) % ring) * slot, weights, row0 + _u(r) * table, run, events, low, high)
+    def scatter(current, top, n, ring, slot, weights, row0, table, run, events, low, high):  # type: ignore[no-untyped-def]
+        first, second, third = _u(top % ring) * slot, _u((top + 1) % ring) * slot, _u((top + 2) % ring) * slot
+        rest = low
+        if n == 3:
+            rows, tables = (first, second, third), (row0, row0 + table, row0 + table + table)
+            if run == _u(48):
+                rest = send48(current, rows, weights, tables, events, low, high)
+            elif run == _u(96):
+                rest = send96(current, rows, weights, tables, events, low, high)
+        elif n == 2:
+            two, tables2 = (first, second), (row0, row0 + table)
+            if run == _u(64):
+                rest = send64(current, two, weights, tables2, events, low, high)
+            elif run == _u(128):
+                rest = send128(current, two, weights, tables2, events, low, high)
+        low = rest
+        for r in range(n):
+            offset, row, rest = _u((top + r) % ring) * slot, row0 + _u(r) * table, low
+            one, table1 = (offset,), (row,)
+            if run == _u(48):
+                rest = send48(current, one, weights, table1, events, low, high)
+            elif run == _u(96):
+                rest = send96(current, one, weights, table1, events, low, high)
+            elif run == _u(192):
+                rest = send192(current, one, weights, table1, events, low, high)
+            elif run % _u(64) == _u(0):
+                for i in range(low, high):
+                    e = _u(events[i])
+                    for v in range(_u(0), run, _u(64)):
+                        add4(current, (e >> _u(16)) * _u(16), (offset + v,), weights, (e & _u(0xFFFF)) * run, (row + v,))
+                rest = high
+            for i in range(rest, high):
+                e = _u(events[i])
+                for v in range(_u(0), run, _u(16)):
+                    add1(current, (e >> _u(16)) * _u(16), (offset + v,), weights, (e & _u(0xFFFF)) * run, (row + v,))
 
     return _inner(scatter)  # type: ignore[no-any-return]
 

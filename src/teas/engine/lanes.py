@@ -54,21 +54,23 @@ class _Block:
 
 
 def adder(vectors: int, lanes: int, subtract: bool) -> Callable[..., None]:
-    """`current[at:at + lanes·vectors] ±= weights[row:row + lanes·vectors]`, all loads before all stores."""
+    """`current[at + to:][:lanes·vectors] ±= weights[row + from:][:lanes·vectors]` for each `to` and `from` of two tuples, all loads before all stores of each."""
 
     @intrinsic
-    def add(typing: Any, current: Any, at: Any, weights: Any, row: Any) -> Any:
+    def add(typing: Any, current: Any, at: Any, to: Any, weights: Any, row: Any, from_: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            block, (_, at, _, row) = _Block(context, builder, signature, arguments), arguments
+            block, (_, at, to, _, row, from_) = _Block(context, builder, signature, arguments), arguments
             integer = block.is_integer(0)
             operation = (builder.sub if subtract else builder.add) if integer else (builder.fsub if subtract else builder.fadd)
-            offsets = [ir.Constant(_I64, lanes * number) for number in range(vectors)]
-            sums = [operation(block.load(0, builder.add(at, offset), lanes), block.load(2, builder.add(row, offset), lanes)) for offset in offsets]
-            for value, offset in zip(sums, offsets, strict=True):
-                block.store(value, 0, builder.add(at, offset))
+            for number in range(signature.args[2].count):
+                place, weight = builder.add(at, builder.extract_value(to, number)), builder.add(row, builder.extract_value(from_, number))
+                offsets = [ir.Constant(_I64, lanes * vector) for vector in range(vectors)]
+                sums = [operation(block.load(0, builder.add(place, offset), lanes), block.load(3, builder.add(weight, offset), lanes)) for offset in offsets]
+                for value, offset in zip(sums, offsets, strict=True):
+                    block.store(value, 0, builder.add(place, offset))
             return context.get_dummy_value()
 
-        return types.void(current, at, weights, row), build
+        return types.void(current, at, to, weights, row, from_), build
 
     return add
 
@@ -138,7 +140,9 @@ def spacer(lanes: int) -> Callable[..., None]:
             with cgutils.for_range(builder, steps) as loop:
                 v = builder.add(builder.load(potential), charge)
                 mask = builder.icmp_unsigned(">=", v, threshold)
-                builder.store(builder.select(mask, builder.sub(v, threshold), v), potential)
+                # Below T the difference wraps to a large number. A minimum is ready sooner than a choice by the mask, and the next step waits for it.
+                left = block.call(f"llvm.umin.v{lanes}i16", v.type, v, builder.sub(v, threshold))
+                builder.store(left, potential)
                 words = builder.bitcast(mask, ir.VectorType(_I16, lanes // LANES))
                 block.store(words, 3, builder.add(to, builder.mul(loop.index, line)))
             return context.get_dummy_value()
