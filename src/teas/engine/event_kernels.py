@@ -74,8 +74,12 @@ def _scatterer(subtract: bool) -> Callable[..., None]:
             one, table1 = (offset,), (row,)
             if run == _u(48):
                 rest = send48(current, one, weights, table1, events, low, high)
+            elif run == _u(64):
+                rest = send64(current, one, weights, table1, events, low, high)
             elif run == _u(96):
                 rest = send96(current, one, weights, table1, events, low, high)
+            elif run == _u(128):
+                rest = send128(current, one, weights, table1, events, low, high)
             elif run == _u(192):
                 rest = send192(current, one, weights, table1, events, low, high)
             elif run % _u(64) == _u(0):

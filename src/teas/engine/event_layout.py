@@ -224,12 +224,12 @@ class Layout:
         return around and not term.flat and term.shape[0] <= LANES and self.map.channels <= LANES
 
     def _sums(self, term: Term) -> Tensor:
-        """Sums of weights for every value of each four channels' spikes, flat, as `look_up` reads them."""
+        """Sums of weights for every value of each eight channels' spikes, flat, as `look_up` reads them."""
         weight = self._weight(term)
         outs, ins = weight.shape[:2]
         full = F.pad(weight.flip(2, 3), (0, 0, 0, 0, 0, LANES - ins, 0, LANES - outs)).permute(1, 3, 2, 0)  # [in, column, row, out]
-        spikes = torch.tensor([[value >> bit & 1 for bit in range(4)] for value in range(16)], dtype=full.dtype)
-        found = torch.einsum("vb,gb...->gv...", spikes, full.reshape(4, 4, 3, 3, LANES))  # [four channels, value, column, row, out]
+        spikes = torch.tensor([[value >> bit & 1 for bit in range(8)] for value in range(256)], dtype=full.dtype)
+        found = torch.einsum("vb,gb...->gv...", spikes, full.reshape(2, 8, 3, 3, LANES))  # [byte, value, column, row, out]
         pairs, thirds = found[:, :, :, :2].flatten(2), F.pad(found[:, :, :, 2].flatten(2), (0, LANES))
         return torch.cat([pairs, thirds], 2).flatten()
 

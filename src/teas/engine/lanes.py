@@ -54,7 +54,7 @@ class _Block:
 
 
 def adder(vectors: int, lanes: int, subtract: bool) -> Callable[..., None]:
-    """`current[at + to:][:lanes·vectors] ±= weights[row + from:][:lanes·vectors]` for each `to` and `from` of two tuples, all loads before all stores of each."""
+    """`current[at + to:][:lanes·vectors] ±= weights[row + from:][:lanes·vectors]` for each `to` and `from` of two tuples, loads before stores of each."""
 
     @intrinsic
     def add(typing: Any, current: Any, at: Any, to: Any, weights: Any, row: Any, from_: Any) -> Any:
@@ -79,9 +79,9 @@ def adder(vectors: int, lanes: int, subtract: bool) -> Callable[..., None]:
 def look_up(typing: Any, words: Any, at: Any, columns: Any, tables: Any, table: Any, current: Any, first: Any, second: Any, third: Any) -> Any:
     """Add what a row of a source, 16 channels in a word a column, sends through a 3x3 kernel to 16 channels in three rows of currents.
 
-    `tables[table:]` has the sum of the weights for each value of each four bits of a word, `[four bits, value, vector, 32]`: for each of the columns
-    before, at and behind that of the word, the first two rows; the third row of the first two columns; that of the last, and 16 unused. Sums of a column
-    wait in registers until all three words that add to it are read. first, second, third: where in the rows the column before the first word lies.
+    `tables[table:]` has the sum of the weights for each value of each byte of a word, `[byte, value, vector, 32]`: for each of the
+    columns before, at and behind that of the word, the first two rows; the third row of the first two columns; that of the last, and 16 unused. Sums of a
+    column wait in registers until all three words that add to it are read. first, second, third: where in the rows the column before the first word lies.
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -107,12 +107,12 @@ def look_up(typing: Any, words: Any, at: Any, columns: Any, tables: Any, table: 
         with cgutils.for_range(builder, columns) as loop:
             word = builder.zext(builder.load(block.pointer(0, builder.add(at, loop.index))), _I64)
             found: list[list[Any]] = [[] for _ in range(5)]
-            for four in range(4):
-                value = builder.and_(builder.lshr(word, ir.Constant(_I64, 4 * four)), ir.Constant(_I64, 15))
-                entry = builder.add(builder.add(table, ir.Constant(_I64, TABLED * 16 * four)), builder.mul(value, ir.Constant(_I64, TABLED)))
+            for byte in range(2):
+                value = builder.and_(builder.lshr(word, ir.Constant(_I64, 8 * byte)), ir.Constant(_I64, 255))
+                entry = builder.add(builder.add(table, ir.Constant(_I64, TABLED * 256 * byte)), builder.mul(value, ir.Constant(_I64, TABLED)))
                 for vector, lanes in enumerate((32, 32, 32, 32, 16)):
                     found[vector].append(block.load(3, builder.add(entry, ir.Constant(_I64, 32 * vector)), lanes))
-            before, here, behind, thirds, third = (plus(plus(a, b), plus(c, d)) for a, b, c, d in found)
+            before, here, behind, thirds, third = (plus(a, b) for a, b in found)
             add(plus(builder.load(next_pair), before), plus(builder.load(next_third), half(thirds, low)), loop.index)
             builder.store(plus(builder.load(last_pair), here), next_pair)
             builder.store(plus(builder.load(last_third), half(thirds, high)), next_third)
