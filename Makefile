@@ -22,7 +22,7 @@ check: $(VENV)/ready  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-PEERS := --contender spikingjelly_multistep --contender spikingjelly --contender snntorch --contender sinabs
+PEERS := --contender spikingjelly_multistep --contender spikingjelly --contender snntorch --contender sinabs --contender norse --contender norse_compiled
 WEIGHTS ?=  # e.g. make bench WEIGHTS='--weights data/resnet20-12fca82f.th'; random without
 
 bench: $(VENV)/ready  ## ratios of time and memory: our engines beside other libraries and the ANN, and a training step

@@ -149,6 +149,20 @@ def test_answers_are_softened_by_the_temperature(temperature):
     assert found[0].loss == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_a_teacher_looks_from_both_sides():
+    """The mean of its logits for an image and its mirror image; what is no image has no mirror image."""
+    net, teacher = student(), Net().eval()
+    inputs, labels = next(iter(samples()))
+    with torch.no_grad():
+        ours, theirs = student().train()(inputs).log_softmax(1), ((teacher(inputs) + teacher(inputs.flip(-1))) / 2).softmax(1)
+    expected = (theirs * (theirs.log() - ours)).sum() / len(labels)
+    recipe = Recipe(epochs=1, distillation=1.0, temperature=1.0, mirrored=True)
+    found = train(net, DataLoader(TensorDataset(inputs, labels), 16), recipe, teacher=teacher)
+    assert found[0].loss == pytest.approx(float(expected), rel=1e-4)
+    with pytest.raises(teas.TeasError, match="mirrored is for images"):
+        train(nn.Linear(3, 2), DataLoader(TensorDataset(torch.ones(4, 3), torch.zeros(4).long())), recipe, teacher=nn.Linear(3, 2))
+
+
 @pytest.mark.parametrize("known", [6, 0])
 def test_unlabelled_inputs_are_learned_from_the_teacher_alone(known):
     """Half the teacher's answer on all of them, half the labels' mean on those that have one."""

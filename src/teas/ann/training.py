@@ -196,6 +196,8 @@ def _answer(teacher: Network, inputs: Tensor, recipe: Recipe) -> Tensor:
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
         answer = teacher(inputs).float()
         if recipe.mirrored:
+            if inputs.dim() != 4:
+                raise TeasError(f"mirrored is for images [batch, channel, row, column], and the inputs have shape {tuple(inputs.shape)}; set it to false")
             answer = (answer + teacher(inputs.flip(-1)).float()) / 2
     return answer
 
