@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 class EventEngine:
     """Immediate firing at a cost that follows the spikes: one sparse addition per spike, or per neuron that begins or stops firing where these are fewer.
 
-    Trains re-timed with layout `first` need one dense step and one subtraction per neuron, whatever the window is. One thread runs one image through
-    all layers. Sums are rounded in another order than the reference's, unless integers hold them exactly (see `quantise`); then nothing flips. A network
-    in float64 (`network.double()`) runs in float64.
+    Trains re-timed with layout `first` need one dense step and one subtraction per neuron, whatever the window is. A thread takes a few images at a
+    time through all layers; meanwhile torch is kept to one thread, whose others would wait busily where ours run. Sums are rounded in another order
+    than the reference's, unless integers hold them exactly (see `quantise`); then nothing flips. A network in float64 (`network.double()`) runs in
+    float64.
     integers: use integers where they are exact.
     """
 

@@ -29,17 +29,20 @@ _inlined = _jit(**_options, _nrt=False, forceinline=True)
 _u = np.uint64
 
 
-def _sender(vectors: int, lanes: int, subtract: bool) -> Callable[..., Any]:
-    """Add the weights of events to some rows of currents, two events at a time, so that none waits for the other's sums; returns where the rest begins."""
-    add, run = adder(vectors, lanes, subtract), _u(vectors * lanes)
+def _sender(width: int, vectors: int, lanes: int, subtract: bool) -> Callable[..., Any]:
+    """Add the weights of events, `width` a row, to some places from each event's on; two events at a time, so that none waits for the other's sums.
 
-    def send(current, rows, weights, tables, events, low, high):  # type: ignore[no-untyped-def]
+    Returns where the rest of the events begins, one or none.
+    """
+    add, run = adder(vectors, lanes, subtract), _u(width)
+
+    def send(current, places, weights, tables, events, low, high):  # type: ignore[no-untyped-def]
         half = (high - low) // _u(2)
         middle = low + half
         for i in range(half):
             e, f = _u(events[low + i]), _u(events[middle + i])
-            add(current, (e >> _u(16)) * _u(16), rows, weights, (e & _u(0xFFFF)) * run, tables)
-            add(current, (f >> _u(16)) * _u(16), rows, weights, (f & _u(0xFFFF)) * run, tables)
+            add(current, (e >> _u(16)) * _u(16), places, weights, (e & _u(0xFFFF)) * run, tables)
+            add(current, (f >> _u(16)) * _u(16), places, weights, (f & _u(0xFFFF)) * run, tables)
         return middle + half
 
     return _inlined(send)  # type: ignore[no-any-return]
@@ -48,9 +51,11 @@ def _sender(vectors: int, lanes: int, subtract: bool) -> Callable[..., Any]:
 def _scatterer(subtract: bool) -> Callable[..., None]:
     """Add (or subtract) the weights of events to `n` rows of currents from row `top` on; kernels of 3x3 and up to 64 channels to all rows at once.
 
-    A vector is never wider than a column of the currents: an event of the next column then loads what was stored, whole, and need not wait for it.
+    A vector is never wider than a column of the currents: an event of the next column then loads what was stored, whole, and need not wait for it. At most
+    three are in registers at a time, two to four of the processor's own each.
     """
-    send48, send64, send96, send128, send192 = (_sender(vectors, lanes, subtract) for vectors, lanes in ((3, 16), (2, 32), (3, 32), (4, 32), (6, 32)))
+    send48, send64, send96 = _sender(48, 3, 16, subtract), _sender(64, 2, 32, subtract), _sender(96, 3, 32, subtract)
+    send128, send192 = _sender(128, 2, 32, subtract), _sender(192, 3, 32, subtract)
     add1, add4 = adder(1, 16, subtract), adder(2, 32, subtract)
 
     def scatter(current, top, n, ring, slot, weights, row0, table, run, events, low, high):  # type: ignore[no-untyped-def]
@@ -67,7 +72,8 @@ def _scatterer(subtract: bool) -> Callable[..., None]:
             if run == _u(64):
                 rest = send64(current, two, weights, tables2, events, low, high)
             elif run == _u(128):
-                rest = send128(current, two, weights, tables2, events, low, high)
+                halves, tables4 = (first, first + _u(64), second, second + _u(64)), (row0, row0 + _u(64), row0 + table, row0 + table + _u(64))
+                rest = send128(current, halves, weights, tables4, events, low, high)
         low = rest
         for r in range(n):
             offset, row, rest = _u((top + r) % ring) * slot, row0 + _u(r) * table, low
@@ -79,9 +85,9 @@ def _scatterer(subtract: bool) -> Callable[..., None]:
             elif run == _u(96):
                 rest = send96(current, one, weights, table1, events, low, high)
             elif run == _u(128):
-                rest = send128(current, one, weights, table1, events, low, high)
+                rest = send128(current, (offset, offset + _u(64)), weights, (row, row + _u(64)), events, low, high)
             elif run == _u(192):
-                rest = send192(current, one, weights, table1, events, low, high)
+                rest = send192(current, (offset, offset + _u(96)), weights, (row, row + _u(96)), events, low, high)
             elif run % _u(64) == _u(0):
                 for i in range(low, high):
                     e = _u(events[i])
