@@ -266,3 +266,11 @@ def test_wrong_tables_are_found(monkeypatch):
     tables_shifted(monkeypatch)
     with pytest.raises(AssertionError):
         check_all(INTEGERS, CASES, firing="immediate")
+
+
+@pytest.mark.parametrize(("window", "runs"), [(32_767, True), (32_768, False)])
+def test_windows_longer_than_it_counts_are_refused(window, runs):
+    """Evenly spaced trains add a count to a potential below the window, in 16 bits."""
+    network, _ = build(next(iter(CASES)), firing="immediate")
+    reasons = INTEGERS.why_not(network.with_windows(window), CPU)
+    assert reasons == ([] if runs else [f"it counts to 32767, the longest window is {window}"])

@@ -127,7 +127,10 @@ def _wanted(network: SpikingNetwork, keep: str) -> tuple[set[str], set[str]]:
 
 @contextmanager
 def _one_torch_thread() -> Iterator[int]:
-    """Keep torch to one thread, and say how many it had: the others would wait busily, where our workers run, for some time after each of its steps."""
+    """Keep torch to one thread, and say how many it had: the others would wait busily, where our workers run, for some time after each of its steps.
+
+    The number is torch's own, for the whole process: what another thread runs in torch meanwhile may be slower, and is the same.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

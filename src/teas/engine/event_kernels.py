@@ -237,7 +237,8 @@ def _runner(rule: str) -> Callable[..., None]:
 
     shape: rows, columns, vectors of channels. halo: columns on the left and on the right where runs of additions may end outside of the map.
     kinds: what the events of each term are, by image. keeps: whether currents last until an event changes them (all terms are FIRST or CHANGES), or
-    are those of one step (SPIKES), by image. current: `at_once` steps of each row that source rows read so far may reach, a ring of rows.
+    are those of one step (SPIKES or TABLED), by image. tables: what `look_up` reads. current: `at_once` steps of each row that source rows read so far
+    may reach, a ring of rows, and one more that is not read.
     drive: the constant part of the current, by image or for all, `drive_row` apart from row to row. start: potentials before the first step.
     neurons: potential, current that lasts, threshold, shift, sum of firing potentials, who may fire, and the rule, as `firing` takes them; of
     potentials and sums one row an image, or one for all where nobody asks for them later. sorted_counts: of each FIRST term, by image.

@@ -150,7 +150,7 @@ class Layout:
         self.real = np.dtype(np.float64 if self.kind == torch.float64 else np.float32)
         tables, rows, at = [], [], 0
         sums = [torch.zeros(0)]
-        for term, is_sorted in zip(self.terms, self.sorted or (False,) * len(self.terms), strict=True):
+        for term, is_sorted in zip(self.terms, self.sorted, strict=True):
             table, row = self._diagonal(term) if term.is_diagonal() and not is_sorted else self._table(term)
             row[14] = at
             tables.append(table.flatten())

@@ -253,7 +253,10 @@ def engine_speeds(rows: list[dict[str, Any]]) -> Figure:
             if name.startswith("ann"):
                 axes.axhline(speeds[0], color="#555555", linestyle="--" if name == "ann" else ":", label=name)
             else:
-                axes.plot(windows, speeds, marker="osv^D<>pXP*h"[number % 12], color=f"C{number % 10}", label=name)
+                axes.plot(windows, speeds, marker="osv^D<>pXP*h"[number % 12], linestyle="-" if number < 10 else "--", color=f"C{number % 10}", label=name)
         axes.set(xscale="log", yscale="log", xlabel="time window (steps)", ylabel="images a second", title=network)
+        measured = sorted({row["window"] for row in rows if row["network"] == network})
+        axes.set_xticks(measured, [str(window) for window in measured])
+        axes.set_xticks([], minor=True)
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
