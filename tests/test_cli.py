@@ -114,6 +114,13 @@ def test_a_packed_run_is_small_and_evaluates(folder):
     metrics = json.loads((folder / "whole/metrics.json").read_text())
     assert abs(found["accuracy"] - metrics["seeds"]["0"]["adaptive"]["accuracy"]) < 2
     assert teas("pack", "whole", "packed", cwd=folder).returncode == 2
+    assert teas("pack", "whole", "bytes", "--bits", "8", cwd=folder).returncode == 0
+    assert (folder / "bytes/weights.safetensors").stat().st_size < 0.75 * small
+    found = json.loads(teas("evaluate", "bytes", "--json", cwd=folder).stdout)
+    assert abs(found["accuracy"] - metrics["seeds"]["0"]["adaptive"]["accuracy"]) < 3
+    refused = teas("pack", "whole", "other", "--bits", "4", cwd=folder)
+    assert refused.returncode == 2
+    assert "32, 16 or 8 bits" in refused.stderr
 
 
 def test_report_prints_the_table_with_the_controls(folder):

@@ -227,3 +227,10 @@ def test_one_network_for_many_windows_and_windows_that_are_learned(tmp_path, rec
 def test_bad_conversions_are_refused(change, message):
     with pytest.raises(teas.TeasError, match=message):
         config.parse(TEXT, "test", tuple(change.split("|")))
+
+
+def test_every_allocator_has_a_style_of_its_own():
+    from teas.study import config, figures
+
+    styles = [tuple(sorted(figures.STYLE[name].items())) for name in (*config.ALLOCATORS, config.LEARNED)]
+    assert len(set(styles)) == len(styles)

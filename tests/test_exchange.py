@@ -33,6 +33,42 @@ def test_round_trip_is_exact_and_byte_stable(tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+def test_weights_in_bytes_are_within_half_a_step_and_the_rest_is_exact(tmp_path):
+    original = network()
+    teas.save_network(original, tmp_path / "a.safetensors", bits=8)
+    with safe_open(str(tmp_path / "a.safetensors"), "pt") as file:
+        assert file.get_tensor("0.weight").dtype == torch.int8
+        assert json.loads(file.metadata()["teas"])["format"] == 2
+    loaded = teas.load_network(tmp_path / "a.safetensors", module())
+    assert loaded.windows == original.windows
+    for name, value in original.module.state_dict().items():
+        found = loaded.module.state_dict()[name]
+        if value.dim() < 2:
+            assert torch.equal(found, value)
+        else:
+            step = value.abs().amax(1, keepdim=True) / 127
+            assert ((found - value).abs() <= step * 0.501).all()
+            assert (found != value).any()
+    teas.save_network(loaded, tmp_path / "b.safetensors", bits=8)
+    again = teas.load_network(tmp_path / "b.safetensors", module())
+    for name, value in loaded.module.state_dict().items():
+        torch.testing.assert_close(again.module.state_dict()[name], value, rtol=1e-6, atol=0)
+    with pytest.raises(teas.TeasError, match="32, 16 or 8 bits"):
+        teas.save_network(original, tmp_path / "c.safetensors", bits=4)
+
+
+def test_bytes_without_their_step_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    teas.save_network(network(), path, bits=8)
+    rewritten(path, lambda header, tensors: tensors.update({"0.weight:step": torch.ones(2)}))
+    with pytest.raises(teas.TeasError, match=r"0\.weight is stored in bytes"):
+        teas.load_network(path, module())
+    teas.save_network(network(), path, bits=8)
+    rewritten(path, lambda header, tensors: tensors.pop("0.weight:step"))
+    with pytest.raises(teas.TeasError, match=r"0\.weight is stored in bytes without a step per channel"):
+        teas.load_network(path, module())
+
+
 def saved(tmp_path):
     path = tmp_path / "w.safetensors"
     teas.save_network(network(), path)

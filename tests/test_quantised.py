@@ -177,7 +177,7 @@ def test_unlabelled_inputs_are_learned_from_the_teacher_alone(known):
     (epoch,) = train(student(), DataLoader(TensorDataset(inputs, labels), 16), Recipe(epochs=1, distillation=0.5), teacher=teacher)
     assert epoch.loss == pytest.approx((float(taught) + told) / 2, rel=1e-4)
     assert epoch.accuracy == pytest.approx(100 * right / max(known, 1))
-    with pytest.raises(teas.TeasError, match=f"{16 - known} of the batch's 16 inputs have no label"):
+    with pytest.raises(teas.TeasError, match=f"{16 - known} of the 16 inputs have no label"):
         train(student(), DataLoader(TensorDataset(inputs, labels), 16), Recipe(epochs=1))
 
 

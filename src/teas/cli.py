@@ -309,12 +309,14 @@ def reproduce(
 @guarded
 def pack(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write: settings, windows, weights in 16 bits.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write: settings, windows, weights.")],
+    bits: Annotated[int, typer.Option(help="16, or 8: one byte a weight and a step per output channel; see what it costs with teas evaluate.")] = 16,
+    data: DataFolder = None,
 ) -> None:
     """Keep a run's adapted network in a small folder that `teas evaluate` takes."""
     from teas.study import experiment as experiments
 
-    print(experiments.pack(folder, out))
+    print(experiments.pack(folder, out, bits, data))
 
 
 @app.command()

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from teas.ann.activations import Activation, find_activations, refuse_unconvertible, traced
 from teas.ann.bias import channel_means, correct_biases
-from teas.ann.quantised import QuantisedReLU
+from teas.ann.quantised import SMALLEST, QuantisedReLU
 from teas.ann.thresholds import METHODS, Samples, fit
 from teas.errors import TeasError, check_choice
 from teas.spiking.network import SpikingNetwork
@@ -105,12 +105,13 @@ class Conversion:
         graph = traced(self._ann, fold=False)
         activations = {found.name: found for found in find_activations(graph, amplitudes=False)}
         graph.delete_all_unused_submodules()
-        return _with_modules(graph, {name: QuantisedReLU(self._threshold(found, steps[name]), steps[name], self._v0) for name, found in activations.items()})
+        quantisers = {name: QuantisedReLU(self._threshold(found, steps[name]), steps[name], self._v0) for name, found in activations.items()}
+        return _with_modules(graph, quantisers).to(self._batches[0].device)
 
     def _threshold(self, activation: Activation, window: int) -> Tensor:
         """The threshold of a layer at a window: the one that was learned, or else fitted to the samples."""
         if activation.quantised is not None:
-            return activation.quantised.threshold.detach()
+            return activation.quantised.threshold.detach().clamp_min(SMALLEST)
         key = (activation.name, window)
         if key not in self._fitted:
             self._fitted[key] = fit(self._samples[activation.name], window, ceiling=activation.ceiling, **self._options)

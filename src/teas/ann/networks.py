@@ -36,8 +36,18 @@ def _original_resnet50(classes: int) -> nn.Module:
     return net
 
 
+def _cifar_resnet18(classes: int) -> nn.Module:
+    """ResNet-18 for 32 x 32 images: a first 3x3 convolution that keeps their size, no pooling after it, projections as shortcuts."""
+    import torchvision
+
+    net: nn.Module = torchvision.models.resnet18(weights=None, num_classes=classes)
+    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return net
+
+
 ANNS: dict[str, Callable[[int], nn.Module]] = {
     "resnet20": CifarResNet,
+    "resnet18": _cifar_resnet18,
     "resnet20_wide": lambda classes: CifarResNet(classes, width=32),
     "vgg16": CifarVGG,
     "imagenet_resnet34": _torchvision("resnet34"),

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from teas.errors import TeasError
 from teas.spiking.time_windows import TimeWindows
 
+SMALLEST = 1e-6  # threshold: a step of the optimiser may carry one to 0 or below, where there is no quantiser
+
 
 class _Quantise(torch.autograd.Function):
     """`q = clip(floor(v0 + T·u), 0, T) / T` of a current in thresholds, `u = x/θ`, as `θ·q`; straight through the rounding.
@@ -92,8 +94,7 @@ class QuantisedReLU(nn.Module):
         self.steps, self.gain = None, None
 
     def forward(self, current: Tensor) -> Tensor:
-        # A step of the optimiser may carry θ to 0 or below, where there is no quantiser.
-        threshold = self.threshold.clamp_min(1e-6).view(1, -1, *[1] * (current.dim() - 2))
+        threshold = self.threshold.clamp_min(SMALLEST).view(1, -1, *[1] * (current.dim() - 2))
         quantised: Tensor = _Quantise.apply(current, threshold, self.window, self.v0)
         if self.steps is not None and self.training:
             quantised = _Stepped.apply(quantised, current.detach(), threshold.detach(), self.steps, self.window)

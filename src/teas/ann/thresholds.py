@@ -28,7 +28,7 @@ class Samples:
         # A stride that shares a factor with the width would sample the same columns of every image.
         while stride > 1 and any(stride % p == 0 for p in (2, 3, 5, 7)):
             stride += 1
-        self.batches.append(flat[:, ::stride].cpu().contiguous())  # a view would keep the whole batch alive
+        self.batches.append(flat[:, ::stride].contiguous())  # a view would keep the whole batch alive
 
     def values(self) -> Tensor:
         """All that was kept, `[channel, n]`."""
@@ -48,7 +48,7 @@ def fit(samples: Samples, window: int, method: str, v0: float, ceiling: float, p
     """
     assert samples.maximum is not None
     values = samples.values()
-    maximum = samples.maximum.cpu()
+    maximum = samples.maximum
     if not per_channel:
         values, maximum = values.flatten()[None], maximum.max()[None]
     smallest = 1e-3 * maximum.max().clamp_min(1e-6)  # a channel that never fires still needs a threshold above 0

@@ -162,7 +162,8 @@ def _run_epoch(
     forward: Network, optimizer: torch.optim.SGD, data: Iterable[Any], steps: int, recipe: Recipe, teacher: Network | None, number: int, device: torch.device,
     model: nn.Module, learner: WindowLearner | None,
 ) -> AnnEpoch:  # fmt: skip
-    loss_sum, right, labelled, seen = 0.0, 0, 0, 0
+    # Totals stay on the device: to read one is to wait for it, and a GPU would run dry at every step.
+    totals, seen = torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device), 0
     layers = quantised_activations(model)
     for index, (inputs, labels) in enumerate(data):
         inputs, labels = inputs.to(device).contiguous(memory_format=torch.channels_last if inputs.dim() == 4 else torch.contiguous_format), labels.to(device)
@@ -181,13 +182,18 @@ def _run_epoch(
                 logits = forward(inputs)
             loss = _loss(logits.float(), labels, share, answer, recipe) / len(windows)
             loss.backward()  # type: ignore[no-untyped-call]
-            loss_sum += float(loss.detach()) * len(labels)
+            totals[0] += loss.detach() * len(labels)
         optimizer.step()
         if learner and done < recipe.window_share:
             learner.update(recipe.window_rate)
-        right, labelled, seen = right + int((logits.argmax(1) == labels).sum()), labelled + int((labels != UNLABELLED).sum()), seen + len(labels)
+        totals[1] += (logits.detach().argmax(1) == labels).sum()
+        totals[2] += (labels != UNLABELLED).sum()
+        seen += len(labels)
     if not seen:
         raise TeasError("the training data is empty: no batch came from the loader")
+    loss_sum, right, labelled = totals.tolist()
+    if answer is None and labelled < seen:
+        raise TeasError(f"{seen - int(labelled)} of the {seen} inputs have no label, and there is no teacher; set distillation above 0")
     return AnnEpoch(number, loss_sum / seen, 100 * right / max(labelled, 1))
 
 
@@ -212,15 +218,11 @@ def _mixed(inputs: Tensor, alpha: float) -> tuple[Tensor, float]:
 
 
 def _loss(logits: Tensor, labels: Tensor, share: float, answer: Tensor | None, recipe: Recipe) -> Tensor:
-    known = int((labels != UNLABELLED).sum())
-    if answer is None and known < len(labels):
-        raise TeasError(f"{len(labels) - known} of the batch's {len(labels)} inputs have no label, and there is no teacher; set distillation above 0")
-    if not known:
-        truth = logits.new_zeros(())  # the mean over no labels is not a number
-    else:
-        truth = (1 - share) * F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing, ignore_index=UNLABELLED)
-        if share:
-            truth = truth + share * F.cross_entropy(logits, labels.flip(0), label_smoothing=recipe.smoothing, ignore_index=UNLABELLED)
+    known = (labels != UNLABELLED).sum().clamp_min(1)  # the mean over no labels is 0
+    smoothing = recipe.smoothing
+    truth = (1 - share) * F.cross_entropy(logits, labels, label_smoothing=smoothing, ignore_index=UNLABELLED, reduction="sum") / known
+    if share:
+        truth = truth + share * F.cross_entropy(logits, labels.flip(0), label_smoothing=smoothing, ignore_index=UNLABELLED, reduction="sum") / known
     if answer is None:
         return truth
     temperature = recipe.temperature

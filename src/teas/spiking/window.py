@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import util
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -41,12 +43,11 @@ class Window(torch.autograd.Function):
     ):  # fmt: skip
         current, moments = _normalised(sums, weight, bias, norm)
         ctx.leak, ctx.neuron, ctx.steps, ctx.once, ctx.eps = neuron.leak, neuron, steps, once, norm and norm.eps
-        spikes, fired, charged = current.new_empty(steps, *current.shape[1:]), torch.zeros_like(current[0]), torch.empty_like(current[0])
-        neurons = _Charging(current[0], threshold, neuron, ctx.leak, once)
-        for t, spike in enumerate(spikes):
-            neurons.step(current[min(t, len(current) - 1)], charged, spike)
-            fired.addcmul_(charged, spike)
-        potential = neurons.potential
+        kernels = _kernels(current, threshold)
+        if kernels:
+            spikes, fired, potential = kernels.forward(current, threshold, neuron, ctx.leak, steps, once)
+        else:
+            spikes, fired, potential = _fire(current, threshold, neuron, ctx.leak, steps, once)
         ctx.save_for_backward(sums, weight, bias, *moments, threshold)
         ctx.mark_non_differentiable(fired, potential)
         return spikes, fired, potential
@@ -56,43 +57,77 @@ class Window(torch.autograd.Function):
         sums, weight, bias, mean, scale, threshold = ctx.saved_tensors
         neuron, decay = ctx.neuron, ctx.leak
         current = _real(sums) if mean is None else _normalised_again(sums, weight, bias, mean, scale)
-        potentials, spikes = _charged(current, threshold, neuron, decay, ctx.steps, ctx.once, mean is not None)
-        by_subtraction, slope = neuron.reset == "subtract", SURROGATES[neuron.surrogate]
         learns_threshold, learns_leak = ctx.needs_input_grad[4:6]
-        needs_fired = learns_threshold or learns_leak or ctx.once or not by_subtraction
-        grad_threshold, grad_leak = torch.zeros_like(potentials[0]), torch.zeros_like(potentials[0])
-        spoken = None if spikes is None else spikes.sum(0)  # spikes up to and including step t
-        # Gradients of the potential after the reset of step t, beginning at the end, and of the potential that step t + 1 charges.
-        grad_reset, grad_charge = torch.zeros_like(potentials[0]), torch.zeros_like(potentials[0])
-        for t in reversed(range(len(potentials))):
-            before = potentials[t]
-            ratio = before / threshold
-            fired: Any = (spikes[t] if spikes is not None else (before >= threshold).to(before.dtype)) if needs_fired else None
-            through_spike = slope(ratio).mul_(grad_spikes[t])
-            if spoken is not None:
-                spoken -= fired
-                through_spike.mul_(1 - spoken)  # silenced after the first spike
-            if learns_leak:
-                after = torch.addcmul(before, fired, neuron.reset_by * threshold if by_subtraction else before - neuron.v_reset, value=-1)
-                grad_leak.addcmul_(after, grad_charge)
-            if learns_threshold:  # a spike depends on U/θ: dO/dθ = -(U/θ)·dO/dU
-                grad_threshold.addcmul_(through_spike, ratio, value=-1)
-                if by_subtraction:
-                    grad_threshold.addcmul_(fired, grad_reset, value=-neuron.reset_by)
-            kept = grad_reset if by_subtraction else torch.addcmul(grad_reset, grad_reset, fired, value=-1)
-            grad_charge = torch.add(through_spike, kept, out=before)  # potentials go, gradients of their currents take their place
-            grad_reset = grad_charge if decay == 1 else decay * grad_charge
-        start = neuron.v0 * threshold
-        to_threshold = (grad_threshold + neuron.v0 * grad_reset).sum_to_size(threshold.shape) if learns_threshold else None
-        to_leak = (grad_leak + start * grad_charge).sum() if learns_leak else None
-        grad_current = (potentials if len(current) == ctx.steps else potentials.sum(0, keepdim=True)).to(sums.dtype)
-        del potentials, current, before, grad_charge, grad_reset
+        kernels = _kernels(current, threshold)
+        if kernels:
+            gradients = kernels.backward(current, threshold, grad_spikes, neuron, decay, ctx.steps, ctx.once, learns_threshold, learns_leak)
+        else:
+            gradients = _gradients(current, threshold, grad_spikes, neuron, decay, ctx.steps, ctx.once, learns_threshold, learns_leak, mean is not None)
+        of_currents, of_thresholds, of_leaks = gradients
+        to_threshold = of_thresholds.sum_to_size(threshold.shape) if of_thresholds is not None else None
+        to_leak = of_leaks.sum() if of_leaks is not None else None
+        grad_current = (of_currents if len(current) == ctx.steps else of_currents.sum(0, keepdim=True)).to(sums.dtype)
+        del gradients, of_currents, of_thresholds, of_leaks, current
         if mean is None:
             return grad_current, None, None, None, to_threshold, to_leak, None, None, None
         wanted = [True, weight is not None, bias is not None]
         grad_current, x = grad_current.flatten(0, 1), sums.flatten(0, 1)
         to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(grad_current, x, weight, None, None, mean, scale, True, ctx.eps, wanted)
         return to_x.view_as(sums), to_weight if wanted[1] else None, to_bias if wanted[2] else None, None, to_threshold, to_leak, None, None, None
+
+
+def _kernels(current: Tensor, threshold: Tensor) -> ModuleType | None:
+    """The module of fused kernels, where it runs these neurons: on a GPU, with Triton."""
+    if current.device.type != "cuda" or not util.find_spec("triton"):
+        return None
+    from teas.spiking import window_kernels
+
+    return window_kernels if window_kernels.fits(current, threshold) else None
+
+
+def _fire(current: Tensor, threshold: Tensor, neuron: IF, leak: float, steps: int, once: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Spikes of every step, sums of firing potentials, and potentials left, of currents `[time or 1, batch, *neuron]`."""
+    spikes, fired, charged = current.new_empty(steps, *current.shape[1:]), torch.zeros_like(current[0]), torch.empty_like(current[0])
+    neurons = _Charging(current[0], threshold, neuron, leak, once)
+    for t, spike in enumerate(spikes):
+        neurons.step(current[min(t, len(current) - 1)], charged, spike)
+        fired.addcmul_(charged, spike)
+    return spikes, fired, neurons.potential
+
+
+def _gradients(
+    current: Tensor, threshold: Tensor, grad_spikes: Tensor, neuron: IF, decay: float, steps: int, once: bool,
+    learns_threshold: bool, learns_leak: bool, ours: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of the currents of every step, of each neuron's threshold and of its leak, where these are learned; `ours`: currents may be overwritten."""
+    potentials, spikes = _charged(current, threshold, neuron, decay, steps, once, ours)
+    by_subtraction, slope = neuron.reset == "subtract", SURROGATES[neuron.surrogate]
+    needs_fired = learns_threshold or learns_leak or once or not by_subtraction
+    grad_threshold, grad_leak = torch.zeros_like(potentials[0]), torch.zeros_like(potentials[0])
+    spoken = None if spikes is None else spikes.sum(0)  # spikes up to and including step t
+    # Gradients of the potential after the reset of step t, beginning at the end, and of the potential that step t + 1 charges.
+    grad_reset, grad_charge = torch.zeros_like(potentials[0]), torch.zeros_like(potentials[0])
+    for t in reversed(range(len(potentials))):
+        before = potentials[t]
+        ratio = before / threshold
+        fired: Any = (spikes[t] if spikes is not None else (before >= threshold).to(before.dtype)) if needs_fired else None
+        through_spike = slope(ratio).mul_(grad_spikes[t])
+        if spoken is not None:
+            spoken -= fired
+            through_spike.mul_(1 - spoken)  # silenced after the first spike
+        if learns_leak:
+            after = torch.addcmul(before, fired, neuron.reset_by * threshold if by_subtraction else before - neuron.v_reset, value=-1)
+            grad_leak.addcmul_(after, grad_charge)
+        if learns_threshold:  # a spike depends on U/θ: dO/dθ = -(U/θ)·dO/dU
+            grad_threshold.addcmul_(through_spike, ratio, value=-1)
+            if by_subtraction:
+                grad_threshold.addcmul_(fired, grad_reset, value=-neuron.reset_by)
+        kept = grad_reset if by_subtraction else torch.addcmul(grad_reset, grad_reset, fired, value=-1)
+        grad_charge = torch.add(through_spike, kept, out=before)  # potentials go, gradients of their currents take their place
+        grad_reset = grad_charge if decay == 1 else decay * grad_charge
+    of_thresholds = grad_threshold + neuron.v0 * grad_reset if learns_threshold else None
+    of_leaks = grad_leak + neuron.v0 * threshold * grad_charge if learns_leak else None
+    return potentials, of_thresholds, of_leaks
 
 
 class _Charging:

@@ -34,9 +34,9 @@ def _batch(size: int) -> tuple[Tensor, Tensor]:
     return torch.randn(size, 3, 32, 32, generator=generator), torch.randint(10, (size,), generator=generator)
 
 
-def _stepper(parameters: Any, logits: Callable[[Tensor], Tensor], batch: int) -> Callable[[], None]:
-    optimiser = torch.optim.SGD(parameters, lr=0.01)
-    inputs, labels = _batch(batch)
+def _stepper(module: nn.Module, logits: Callable[[Tensor], Tensor], batch: int, device: str) -> Callable[[], None]:
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.01)
+    inputs, labels = (tensor.to(device) for tensor in _batch(batch))
 
     @torch.enable_grad()
     def step() -> None:
@@ -47,13 +47,13 @@ def _stepper(parameters: Any, logits: Callable[[Tensor], Tensor], batch: int) ->
     return step
 
 
-def ours(steps: int, batch: int) -> Callable[[], None]:
+def ours(steps: int, batch: int, device: str = "cpu") -> Callable[[], None]:
     """Forward, backward and update of a `SpikingNetwork`."""
-    network = SpikingNetwork(conv7_fc2().train(), steps)
-    return _stepper(network.parameters(), lambda inputs: network(inputs).logits, batch)
+    network = SpikingNetwork(conv7_fc2().train(), steps).to(device)
+    return _stepper(network, lambda inputs: network(inputs).logits, batch, device)
 
 
-def spikingjelly_multistep(steps: int, batch: int) -> Callable[[], None]:
+def spikingjelly_multistep(steps: int, batch: int, device: str = "cpu") -> Callable[[], None]:
     """The same in SpikingJelly: multi-step neurons, reset to 0 and detached as ours, time folded into the batch elsewhere."""
     from spikingjelly.activation_based import functional, neuron, surrogate
 
@@ -67,14 +67,14 @@ def spikingjelly_multistep(steps: int, batch: int) -> Callable[[], None]:
             return spikes.flatten(0, 1)
 
     module, _ = replaced(conv7_fc2(), Folded)
-    module.train()
+    module.train().to(device)
 
     def logits(inputs: Tensor) -> Tensor:
         functional.reset_net(module)
         every: Tensor = module(inputs.repeat(steps, 1, 1, 1))
         return every.unflatten(0, (steps, -1)).mean(0)
 
-    return _stepper(module.parameters(), logits, batch)
+    return _stepper(module, logits, batch, device)
 
 
-STEPS: dict[str, Callable[[int, int], Callable[[], None]]] = {"train_teas": ours, "train_spikingjelly_multistep": spikingjelly_multistep}
+STEPS: dict[str, Callable[..., Callable[[], None]]] = {"train_teas": ours, "train_spikingjelly_multistep": spikingjelly_multistep}

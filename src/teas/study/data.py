@@ -52,9 +52,11 @@ class Images(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         change = AUGMENTATIONS[self.augmentation]
-        found = torch.from_numpy(self.images.read(indices)).to(self.mean.device) if isinstance(self.images, Pictures) else self.images[indices]
+        where = self.mean.device
+        chosen = torch.tensor(indices).to(where, non_blocking=True)  # a plain list would make a GPU wait for what it has still to do
+        found = torch.from_numpy(self.images.read(indices)).to(where) if isinstance(self.images, Pictures) else self.images[chosen]
         pixels = change.pixels(found)
-        return change.inputs((pixels.float() / self.full - self.mean) / self.std), self.labels[indices]
+        return change.inputs((pixels.float() / self.full - self.mean) / self.std), self.labels[chosen]
 
     def to(self, device: torch.device) -> None:
         """Keep the images on a device, in bytes, so that batches are cut, augmented and normalised there."""

@@ -103,11 +103,11 @@ def run(
         hooks.say(f"{folder} is finished already")
         return read_metrics(folder)
     data = add_unlabelled(load_data(experiment, data_folder, download), experiment, data_folder, download)
+    for images in (data.train, data.validation, data.test, *filter(None, [data.mixture])):
+        images.to(accelerator.device)
     if experiment.conversion:
         result, network = convert_and_compare(experiment, experiment.conversion, data, data_folder, folder, accelerator.device, hooks)
         return _finish(result, network, folder, accelerator, keep_checkpoints=True)
-    for images in (data.train, data.validation, data.test):
-        images.to(accelerator.device)
     for line in describe(experiment, stages(experiment), len(data.train)):
         hooks.say(line)
     if experiment.ablation:
@@ -233,14 +233,14 @@ def load_run(folder: Path, data_folder: Path | None = None) -> tuple[SpikingNetw
     return load_network(folder / "weights.safetensors", module), data, experiment
 
 
-def pack(folder: Path, out: Path) -> Path:
-    """Write what is needed to evaluate a finished run again into a small folder: its settings, windows, and weights in 16 bits."""
-    network, _, experiment = load_run(folder)
+def pack(folder: Path, out: Path, bits: int = 16, data_folder: Path | None = None) -> Path:
+    """Write what is needed to evaluate a finished run again into a small folder: its settings, windows, and weights in 16 or 8 bits."""
+    network, _, experiment = load_run(folder, data_folder)
     if out.exists() and any(out.iterdir()):
         raise TeasError(f"{out} is not empty; choose another folder")
+    save_network(network, out / "weights.safetensors", bits=bits)
     write_atomically(out / "config.json", json.dumps({"mark": MARK, "experiment": asdict(experiment), "data_folder": None}, indent=1))
     write_atomically(out / "windows.json", network.windows.to_json())
-    save_network(network, out / "weights.safetensors", half=True)
     return out
 
 

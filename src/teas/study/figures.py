@@ -25,6 +25,7 @@ STYLE = {
     "activity": {"color": "#CC79A7", "marker": "s"},
     "activity_root": {"color": "#E69F00", "marker": "D"},
     "staircase": {"color": "#56B4E9", "marker": "X"},
+    "learned": {"color": "#009E73", "marker": "*"},
 }
 
 
