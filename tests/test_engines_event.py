@@ -73,7 +73,9 @@ def test_integers_where_they_hold_every_sum():
     fine = [layout.numbers.integer for layout in INTEGERS.plan(quantise(real), images[:1], "nothing").layouts.values()]
     assert fine == [False, *[True] * 6]
     long = quantise(real.with_windows(60_000))
-    assert not any(layout.numbers.integer for layout in INTEGERS.plan(long, images[:1], "nothing").layouts.values())
+    fits = {keep: [layout.numbers.integer for layout in INTEGERS.plan(long, images[:1], keep).layouts.values()] for keep in ("nothing", "potentials")}
+    assert any(fits["nothing"])
+    assert not any(fits["potentials"])  # their sum over all spikes grows with the square of the window
 
 
 def immediate(found, **semantics):
@@ -233,7 +235,7 @@ def windows_ignored(monkeypatch):  # counts of another window taken as they are
 def currents_never_end(monkeypatch):  # what a train adds at one step stays
     for name in ("run_plain", "run_sums"):
         real = getattr(event_run.kernels, name)
-        monkeypatch.setattr(event_run.kernels, name, lambda *a, real=real: real(*a[:10], np.ones_like(a[10]), *a[11:]))
+        monkeypatch.setattr(event_run.kernels, name, lambda *a, real=real: real(*a[:12], np.ones_like(a[12]), *a[13:]))
 
 
 def tables_shifted(monkeypatch):  # looked up under the name of the next four channels

@@ -84,16 +84,17 @@ class EventEngine:
         shapes: dict[str, Shape] = {INPUT: tuple(example.shape[1:])}
         shapes |= {name: tuple(record.count.shape[1:]) for name, record in network.with_windows(1)(torch.zeros_like(example)).record.items()}
         layouts, dense = {}, {}
+        sums, residuals = _wanted(network, keep)
         for layer in network.layers:
             if layer.neurons is not None:
                 try:
-                    layouts[layer.name] = self._layout(layer, network, shapes)
+                    layouts[layer.name] = self._layout(layer, network, shapes, layer.name in sums)
                 except (Dense, OverflowError) as reason:
                     dense[layer.name] = str(reason)
                     layouts[layer.name] = _dense_layout(layer, network, shapes[layer.name])
-        return Plan(layouts, dense, network.semantics, network.module, *_wanted(network, keep))
+        return Plan(layouts, dense, network.semantics, network.module, sums, residuals)
 
-    def _layout(self, layer: Layer, network: SpikingNetwork, shapes: dict[str, Shape]) -> Layout:
+    def _layout(self, layer: Layer, network: SpikingNetwork, shapes: dict[str, Shape], summed: bool) -> Layout:
         if INPUT in layer.sources and network.semantics.encoding != "direct":
             raise Dense("it reads an encoded input")
         terms, bias = terms_of(layer, network.module, shapes)
@@ -102,7 +103,7 @@ class EventEngine:
         bias = torch.zeros(place.channels) if bias is None or analog else bias
         theta = neurons.threshold.detach().expand(place.channels)
         plain = neurons.reset == "subtract" and neurons.leak == 1 and network.semantics.code == "rate"
-        numbers = Numbers.choose(terms, bias, theta, neurons.v0, steps, self.integers and plain and not analog)
+        numbers = Numbers.choose(terms, bias, theta, neurons.v0, steps, self.integers and plain and not analog, summed)
         first = network.semantics.code == "rate" and network.semantics.layout == "first"
         sorts = tuple(first and not term.pools and network.windows[term.source] != steps for term in terms)
         return Layout(layer, neurons, place, steps, terms, numbers, None if analog else bias, sorts)

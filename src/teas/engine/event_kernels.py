@@ -235,6 +235,8 @@ def sort_first(counts, steps, at_once, row_vectors, terms, k, bases, reads, even
 def _runner(rule: str) -> Callable[..., None]:
     """One layer for `n` images: all steps, `at_once` of them at a time, row by row; its trains go to `arena[image, to:]`, potentials are left in place.
 
+    bare: nobody reads the trains, and their counts go to `counts[image]` instead.
+
     shape: rows, columns, vectors of channels. halo: columns on the left and on the right where runs of additions may end outside of the map.
     kinds: what the events of each term are, by image. keeps: whether currents last until an event changes them (all terms are FIRST or CHANGES), or
     are those of one step (SPIKES or TABLED), by image. tables: what `look_up` reads. current: `at_once` steps of each row that source rows read so far
@@ -243,11 +245,12 @@ def _runner(rule: str) -> Callable[..., None]:
     neurons: potential, current that lasts, threshold, shift, sum of firing potentials, who may fire, and the rule, as `firing` takes them; of
     potentials and sums one row an image, or one for all where nobody asks for them later. sorted_counts: of each FIRST term, by image.
     """
-    fire_changes, fire_spikes = firing(rule, True), firing(rule, False)
+    fire_changes, fire_spikes = firing(rule, True, False), firing(rule, False, False)
+    count_changes, count_spikes = firing(rule, True, True), firing(rule, False, True)
 
     def run_image(  # type: ignore[no-untyped-def]
-        arena, to, steps, shape, ring, at_once, halo, terms, weights, tables, keeps, current, drive, drive_row, neurons, bases, reads, events, starts,
-        sent,
+        arena, to, bare, counts, steps, shape, ring, at_once, halo, terms, weights, tables, keeps, current, drive, drive_row, neurons, bases, reads,
+        events, starts, sent,
     ):  # fmt: skip
         rows, columns, vectors = shape
         potential, held, theta, shift, fired, may, how = neurons
@@ -260,7 +263,8 @@ def _runner(rule: str) -> Callable[..., None]:
             for row in range(rows):
                 at, from_, driven = _u(row) * line * _u(LANES), _u((row % ring * at_once * row_vectors + halo[0] * vectors) * LANES), _u(row * drive_row)
                 out, count = _u(to) + _u(row * steps + begin) * line, _u(end - begin)
-                pitch = _u(row_vectors * LANES)
+                # Where no events come, all steps read the same zeros, which stay near.
+                pitch = _u(row_vectors * LANES if len(terms) else 0)
                 for k in range(len(terms)):
                     if terms[k, DIAGONAL]:
                         _send_alike(arena, terms, k, row, begin, end, steps, _u(vectors), weights, current, from_, pitch)
@@ -275,7 +279,11 @@ def _runner(rule: str) -> Callable[..., None]:
                             starts,
                         )  # fmt: skip
                     sent[k] = max(sent[k], last)
-                if keeps:
+                if bare and keeps:
+                    count_changes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, counts, at, line, line, count)
+                elif bare:
+                    count_spikes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, counts, at, line, line, count)
+                elif keeps:
                     fire_changes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, arena, out, line, line, count)
                 else:
                     fire_spikes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, arena, out, line, line, count)
@@ -283,8 +291,8 @@ def _runner(rule: str) -> Callable[..., None]:
     image_runner = _inner(run_image)
 
     def run(  # type: ignore[no-untyped-def]
-        arena, n, to, steps, shape, ring, at_once, halo, terms, kinds, keeps, weights, tables, current, drive, drive_row, start, neurons, bases, reads,
-        events, starts, sorted_counts, kept,
+        arena, n, to, bare, counts, steps, shape, ring, at_once, halo, terms, kinds, keeps, weights, tables, current, drive, drive_row, start, neurons,
+        bases, reads, events, starts, sorted_counts, kept,
     ):  # fmt: skip
         potentials, held, theta, shift, sums, may, how = neurons
         sent = np.zeros(len(terms), np.int64)
@@ -293,6 +301,7 @@ def _runner(rule: str) -> Callable[..., None]:
             potential, fired = potentials[image % len(potentials)], sums[image % len(sums)]
             potential[:] = start
             held[:], fired[:], may[:] = 0, 0, 0xFFFF
+            counts[image] = 0
             end = starts_end = 0
             for k in range(len(terms)):
                 terms[k, KIND] = kinds[image, k]
@@ -306,15 +315,15 @@ def _runner(rule: str) -> Callable[..., None]:
                     terms[k, EVENTS] = end
             here = (potential, held, theta, shift, fired, may, how)
             image_runner(
-                arena[image], to, steps, shape, ring, at_once, halo, terms, weights, tables, keeps[image], current, drive[image % len(drive)], drive_row,
-                here, bases, reads, events, starts, sent,
+                arena[image], to, bare, counts[image], steps, shape, ring, at_once, halo, terms, weights, tables, keeps[image], current,
+                drive[image % len(drive)], drive_row, here, bases, reads, events, starts, sent,
             )  # fmt: skip
 
     return _compiled(run)  # type: ignore[no-any-return]
 
 
 run_plain, run_sums, run_any = _runner("subtract"), _runner("sums"), _runner("any")
-_fire_steps = firing("any", False)
+_fire_steps = firing("any", False, False)
 
 
 @_compiled
@@ -322,6 +331,16 @@ def count_trains(arena, n, at, rows, steps, line, counts, totals):  # type: igno
     """Spikes of every neuron of a train by image, and of all; `counts` has room for 48 neurons more, and so has the arena."""
     for image in range(n):
         totals[image] = _count_train(arena[image], at, rows, steps, line, counts[image])
+
+
+@_compiled
+def add_up(counts, n, totals):  # type: ignore[no-untyped-def]
+    """Spikes of all neurons by image, from their counts."""
+    for image in range(n):
+        total = 0
+        for i in range(counts.shape[1]):
+            total += counts[image, i]
+        totals[image] = total
 
 
 @_inner

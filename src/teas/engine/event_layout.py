@@ -18,6 +18,7 @@ from teas.spiking.trace import Layer
 
 LANES = 16
 _NEAR, _AT_ONCE = 65_536, 16  # bytes that the currents of several steps may take, to stay in a near cache; most steps at once
+_SORTED_NEAR, _SORTED_AT_ONCE = 262_144, 64  # and where events are sorted: few change a step, and fewer parts are sorted and run through faster
 _SIXTEEN, _THIRTY = 2**15, 2**30
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
@@ -107,8 +108,8 @@ class Numbers:
     coarse: Tensor  # and of the potentials'
 
     @classmethod
-    def choose(cls, terms: list[Term], bias: Tensor, theta: Tensor, v0: float, steps: int, allowed: bool) -> Numbers:
-        """Integers where 16 bits hold the current of one step and 32 the potentials of all steps and their sum at spikes."""
+    def choose(cls, terms: list[Term], bias: Tensor, theta: Tensor, v0: float, steps: int, allowed: bool, summed: bool) -> Numbers:
+        """Integers where 16 bits hold the current of one step and 32 the potentials of all steps and, where it is asked for, their sum at spikes."""
         rows = torch.cat([term.weight.double().flatten(1) for term in terms], 1) if terms else torch.zeros(len(bias), 1).double()
         fine = _lowest_bit(rows).amin(1)
         fine = torch.where(fine == 10_000, 0, fine)
@@ -117,7 +118,7 @@ class Numbers:
         current = rows.abs().sum(1)
         reach = steps * (current + bias.abs()) + (1 + abs(v0)) * theta
         small = torch.ldexp(current, -fine) < _SIXTEEN
-        fits = torch.ldexp((steps + 1) * reach.double(), -coarse) < 2 * _THIRTY
+        fits = torch.ldexp((steps + 1 if summed else 2) * reach.double(), -coarse) < 2 * _THIRTY
         return cls(allowed and bool((small & fits & (fine - coarse < 16)).all()), fine, coarse)
 
 
@@ -169,7 +170,8 @@ class Layout:
         self.halo = (run - 1, right)
         self.ring = min(self.map.rows, max([1, *(row[11] for row in rows)]))
         self.row_vectors = (self.map.columns + sum(self.halo)) * self.map.vectors
-        self.at_once = max(1, min(self.steps, _AT_ONCE, _NEAR // (self.ring * self.row_vectors * LANES * self.weights.itemsize)))
+        near, most = (_SORTED_NEAR, _SORTED_AT_ONCE) if self.sorted and all(self.sorted) else (_NEAR, _AT_ONCE)
+        self.at_once = max(1, min(self.steps, most, near // (self.ring * self.row_vectors * LANES * self.weights.itemsize)))
         self._describe_words()
         theta = self.neurons.threshold_for(torch.empty(1, *self.map.shape)).detach()
         theta = theta.reshape(-1)

@@ -32,6 +32,7 @@ class Plan:
     module: torch.nn.Module
     sums: set[str]  # layers whose sum of firing potentials is asked for
     residuals: set[str]  # and those whose potentials after the last step are
+    bare: set[str] = field(default_factory=set)  # and those whose spikes nobody reads one by one, for every reader has another window and wants their number
     trains: dict[str, int] = field(default_factory=dict)
     copies: dict[tuple[str, int], int] = field(default_factory=dict)  # of re-timed or pooled trains, by layer and number of the term
     size: int = 0
@@ -53,16 +54,19 @@ class Plan:
             taken.append((begin, begin + words, until))
             return begin
 
+        unequal = {name: all(other.steps != self.layouts[name].steps for other in self.layouts.values() if name in other.layer.sources) for name in order}
+        self.bare = {name for name in order if unequal[name] and name not in self.dense and self.semantics.code == "rate"}
         for index, name in enumerate(order):
             layout = self.layouts[name]
-            self.trains[name] = allocate(layout.map.rows * layout.steps * layout.map.line, index, last[name])
+            words = 0 if name in self.bare else layout.map.rows * layout.steps * layout.map.line
+            self.trains[name] = allocate(words, index, last[name])
             for number, (source, shape) in enumerate(self.read(name)):
                 place = Map.of(shape)
                 unpooled = self.layouts[source].map
                 words = layout.steps * (place.rows * place.line + unpooled.rows * unpooled.line)
-                self.copies[name, number] = allocate(words, index, index)
+                self.copies[name, number] = allocate(0 if name not in self.dense and layout.sorted[number] else words, index, index)
         self.size = max(end for _, end, _ in taken)
-        self.images = max(1, min(_IMAGES, _TRAINS // (2 * self.size)))
+        self.images = max(1, min(_IMAGES, _TRAINS // max(1, 2 * self.size)))
 
     def read(self, name: str) -> list[tuple[str, tuple[int, ...]]]:
         """Sources of a layer's terms (of the layer itself where it is dense), and the shapes of the maps they send."""
@@ -111,7 +115,10 @@ class Worker:
             else:
                 self._run_events(name, len(inputs), constant.get(name))
             place, at = layout.map, self.plan.trains[name]
-            kernels.count_trains(self.arena, len(inputs), at, place.rows, layout.steps, place.line, self.counts[name], self.totals[name])
+            if name in self.plan.bare:
+                kernels.add_up(self.counts[name], len(inputs), self.totals[name])
+            else:
+                kernels.count_trains(self.arena, len(inputs), at, place.rows, layout.steps, place.line, self.counts[name], self.totals[name])
 
     def real(self, name: str, values: NDArray[np.generic]) -> Floats:
         """Potentials of a layer as they are in the reference, whatever numbers it computes with."""
@@ -140,9 +147,9 @@ class Worker:
         run = kernels.run_any if not self.plain[name] else kernels.run_sums if name in self.plan.sums else kernels.run_plain
         shape = (layout.map.rows, layout.map.columns, layout.map.vectors)
         run(
-            self.arena, n, self.plan.trains[name], layout.steps, shape, layout.ring, layout.at_once, layout.halo, rows, kinds, keeps, layout.weights,
-            layout.tables, self.current[name], drive, drive_row, layout.start, self._neurons(name), layout.bases, layout.reads, self.events, self.starts,
-            self.retimed, self.kept,
+            self.arena, n, self.plan.trains[name], name in self.plan.bare, self.counts[name], layout.steps, shape, layout.ring, layout.at_once, layout.halo,
+            rows, kinds, keeps, layout.weights, layout.tables, self.current[name], drive, drive_row, layout.start, self._neurons(name), layout.bases,
+            layout.reads, self.events, self.starts, self.retimed, self.kept,
         )  # fmt: skip
 
     def _neurons(self, name: str) -> tuple[NDArray[np.generic], ...]:

@@ -278,23 +278,69 @@ class _May:
 class _Neurons:
     """16 neurons of `firing`: what they keep, and what is the same at every step."""
 
-    def __init__(self, block: _Block, number: Any, at: Any, driven: Any, rule: str, keeps: bool):
+    def __init__(self, block: _Block, number: Any, at: Any, driven: Any, to: Any, rule: str, keeps: bool, counts: bool):
         builder = block.builder
         self.number, self.begin = number, builder.mul(number, ir.Constant(_I64, LANES))
         here = builder.add(at, self.begin)
         kept = [0, *([5] if keeps else []), *([10] if rule != "subtract" else [])]
-        self.kept = _Kept(block, dict.fromkeys(kept, here))
+        self.kept = _Kept(block, dict.fromkeys(kept, here) | ({13: builder.add(to, self.begin)} if counts else {}))
         self.drive, self.theta, self.shift = block.load(6, builder.add(driven, self.begin)), block.load(8, self.begin), block.load(9, self.begin)
         self.may = _May(block, 11, here) if rule == "any" else None
 
-    def store(self) -> None:
+    def store(self, _: Any) -> None:
         self.kept.store()
         if self.may is not None:
             self.may.store()
 
 
-def firing(rule: str, keeps: bool) -> Callable[..., None]:
+class _Plain:
+    """16 neurons of `firing` in integers, whose threshold is subtracted and whose counts alone are asked for, with the shortest way from step to step.
+
+    With `c = z + drive - θ`: `s = V + c` is the potential after a spike, `m = s >> 31` is -1 where there is none, and then `V = s + (θ & m)`. A mask
+    would take as long as the rest until it is there.
+    """
+
+    def __init__(self, block: _Block, number: Any, at: Any, driven: Any, to: Any, keeps: bool):
+        builder = block.builder
+        self.block, self.number, self.begin = block, number, builder.mul(number, ir.Constant(_I64, LANES))
+        here = builder.add(at, self.begin)
+        self.theta, self.shift = block.load(8, self.begin), block.load(9, self.begin)
+        self.drive = builder.sub(block.load(6, builder.add(driven, self.begin)), self.theta)
+        self.potential, self.silent = _Kept(block, {0: here}), cgutils.alloca_once_value(builder, ir.Constant(self.theta.type, [0] * LANES))
+        self.here, self.keeps, self.to = here, keeps, builder.add(to, self.begin)
+        self.charge = cgutils.alloca_once_value(builder, builder.add(self.widened(block.load(5, here)), self.drive) if keeps else self.drive)
+
+    def widened(self, current: Any) -> Any:
+        """Currents in the potential's unit."""
+        return self.block.builder.shl(self.block.builder.sext(current, self.theta.type), self.shift)
+
+    def step(self, z: Any) -> None:
+        """One step with these currents."""
+        builder = self.block.builder
+        charge = builder.add(builder.load(self.charge), self.widened(z))
+        if self.keeps:
+            builder.store(charge, self.charge)
+        left = builder.add(self.potential[0], charge)
+        silent = builder.ashr(left, self.block.splat(ir.Constant(_I32, 31)))
+        self.potential[0] = builder.add(left, builder.and_(self.theta, silent))
+        builder.store(builder.add(builder.load(self.silent), silent), self.silent)
+
+    def store(self, steps: Any) -> None:
+        """Write back potentials, currents that last, and counts, all steps but the silent ones."""
+        block, builder = self.block, self.block.builder
+        self.potential.store()
+        if self.keeps:
+            lasting = builder.ashr(builder.sub(builder.load(self.charge), self.drive), self.shift)
+            block.store(builder.trunc(lasting, ir.VectorType(_I16, LANES)), 5, self.here)
+        fired = builder.add(block.splat(builder.trunc(steps, _I32)), builder.load(self.silent))
+        before = block.load(13, self.to)
+        block.store(builder.add(before, builder.trunc(fired, before.type)), 13, self.to)
+
+
+def firing(rule: str, keeps: bool, counts: bool) -> Callable[..., None]:
     """Several steps of `n` times 16 neurons: `V += z + drive`, fire where `V >= θ`, reset; the spikes of step t go to `bits[to + t·line:]`.
+
+    counts: nobody reads the spikes themselves; they are added up in `bits[to:]`, a number a neuron, instead.
 
     What changes at step t lies in `current[from_ + t·pitch:]`, and is 0 afterwards. keeps: it is added to the current in `held`, which lasts;
     otherwise it is the current of that step. Integer currents are shifted to the potential's unit.
@@ -313,13 +359,17 @@ def firing(rule: str, keeps: bool) -> Callable[..., None]:
             _, at, _, from_, pitch, _, _, driven, _, _, _, _, _, _, to, line, n, steps = arguments
             integer = block.is_integer(0)
             plus, minus = (builder.add, builder.sub) if integer else (builder.fadd, builder.fsub)
+            plain = integer and rule == "subtract" and counts
 
-            def step(neurons: _Neurons, turn: Any) -> None:
+            def step(neurons: _Neurons | _Plain, turn: Any) -> None:
                 """One step of 16 neurons."""
-                kept, theta, may = neurons.kept, neurons.theta, neurons.may
                 now = builder.add(builder.add(from_, builder.mul(turn, pitch)), neurons.begin)
                 z = block.load(2, now)
                 block.store(ir.Constant(z.type, [0] * LANES), 2, now)
+                if isinstance(neurons, _Plain):
+                    neurons.step(z)
+                    return
+                kept, theta, may = neurons.kept, neurons.theta, neurons.may
                 if keeps:
                     z = kept[5] = plus(kept[5], z)
                 if integer:
@@ -336,8 +386,11 @@ def firing(rule: str, keeps: bool) -> Callable[..., None]:
                 if rule != "subtract":
                     kept[10] = builder.select(mask, plus(kept[10], v), kept[10])
                 kept[0] = builder.select(mask, after, v)
-                word = builder.add(builder.add(to, builder.mul(turn, line)), neurons.number)
-                builder.store(builder.bitcast(mask, _I16), block.pointer(13, word))
+                if counts:
+                    kept[13] = builder.sub(kept[13], builder.sext(mask, kept[13].type))
+                else:
+                    word = builder.add(builder.add(to, builder.mul(turn, line)), neurons.number)
+                    builder.store(builder.bitcast(mask, _I16), block.pointer(13, word))
 
             whole = builder.udiv(n, ir.Constant(_I64, _TOGETHER))
             done = builder.mul(whole, ir.Constant(_I64, _TOGETHER))
@@ -345,12 +398,13 @@ def firing(rule: str, keeps: bool) -> Callable[..., None]:
                 with cgutils.for_range(builder, times) as places:
                     number = builder.add(first, builder.mul(places.index, ir.Constant(_I64, together)))
                     numbers = [builder.add(number, ir.Constant(_I64, i)) for i in range(together)]
-                    group = [_Neurons(block, number, at, driven, rule, keeps) for number in numbers]
+                    made = [(block, number, at, driven, to) for number in numbers]
+                    group = [_Plain(*one, keeps) if plain else _Neurons(*one, rule, keeps, counts) for one in made]
                     with cgutils.for_range(builder, steps) as loop:
                         for neurons in group:
                             step(neurons, loop.index)
                     for neurons in group:
-                        neurons.store()
+                        neurons.store(steps)
             return context.get_dummy_value()
 
         types_ = (potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, bits, to, line, n, steps)
