@@ -17,9 +17,10 @@ from teas.study.report import write_report
 
 
 def test_published_sizes():
-    sizes = {name: sum(p.numel() for p in build_ann(name, 10).parameters()) for name in ("resnet20", "vgg16")}
+    sizes = {name: sum(p.numel() for p in build_ann(name, 10).parameters()) for name in ("resnet20", "vgg16", "resnet18")}
     # VGG-16's thirteen convolutions have 14,710,464 weights, their batch norms 8,448, and the head 5,130.
-    assert sizes == {"resnet20": 269_722, "vgg16": 14_710_464 + 8_448 + 5_130}
+    # ResNet-18 with its 3x3 stem: 11,173,962 for ten classes, as He et al.'s followers on CIFAR-10 have it.
+    assert sizes == {"resnet20": 269_722, "vgg16": 14_710_464 + 8_448 + 5_130, "resnet18": 11_173_962}
     with pytest.raises(teas.TeasError, match="resnet20"):
         build_ann("resnet21", 10)
 
@@ -33,7 +34,7 @@ def test_the_original_resnet50_strides_where_it_was_published_to():
     assert net.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
 
 
-@pytest.mark.parametrize("name", [name for name in ANNS if name.startswith(("resnet20", "vgg"))])
+@pytest.mark.parametrize("name", [name for name in ANNS if name.startswith(("resnet", "vgg"))])
 def test_small_anns_convert_to_what_they_were(name):
     torch.manual_seed(0)
     ann = build_ann(name, 10).eval()
