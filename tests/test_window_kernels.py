@@ -44,6 +44,7 @@ for (shape, last), reset, surrogate, once in itertools.product(shapes, ("zero", 
         cases += 1
 assert not window_kernels.fits(torch.zeros(2, 2, 3, 4, 5).transpose(3, 4), torch.tensor(1.0))
 assert not window_kernels.fits(torch.zeros(2, 2, 3, dtype=torch.float64), torch.tensor(1.0))
+assert not window_kernels.fits(torch.zeros(1, 2, 3).expand(4, 2, 3), torch.tensor(1.0))
 print(cases, "cases")
 """
 

@@ -107,6 +107,8 @@ def fits(current: Tensor, threshold: Tensor) -> bool:
 
 def _inner(current: Tensor) -> int | None:
     """How many neighbours in memory share a channel, `[time, batch, channel, *position]`; None where memory has gaps or another order."""
+    if len(current) > 1 and current.stride(0) != current.shape[1] * current.stride(1):
+        return None  # to merge time and batch would be to copy
     folded = current.flatten(0, 1)
     if folded.is_contiguous():
         return folded[0, 0].numel() if folded.dim() > 1 else 1
