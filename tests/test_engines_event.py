@@ -226,6 +226,16 @@ def trains_overlap(monkeypatch):  # a train is overwritten while others still re
     monkeypatch.setattr(event_run.Plan, "__post_init__", pack)
 
 
+def trains_never_written(monkeypatch):  # counted alone, although others read their spikes one by one
+    real = event_run.Plan.__post_init__
+
+    def pack(self):
+        real(self)
+        self.bare = set(self.layouts) - set(self.dense)
+
+    monkeypatch.setattr(event_run.Plan, "__post_init__", pack)
+
+
 def windows_ignored(monkeypatch):  # counts of another window taken as they are
     monkeypatch.setattr(
         event_run.Worker, "_retime", lambda self, source, steps, out: np.copyto(out, self.counts[source][: len(out), : out.shape[1]].clip(0, steps))
@@ -244,7 +254,8 @@ def tables_shifted(monkeypatch):  # looked up under the name of the next four ch
 
 
 FAULTS = [
-    strict_threshold, no_initial_potential, no_bias, mirrored_kernels, branch_forgotten, trains_overlap, windows_ignored, currents_never_end,
+    strict_threshold, no_initial_potential, no_bias, mirrored_kernels, branch_forgotten, trains_overlap, trains_never_written,
+    windows_ignored, currents_never_end,
 ]  # fmt: skip
 
 

@@ -69,10 +69,32 @@ def test_a_gpu_trains_like_the_cpu(reset: str) -> None:
     inputs = torch.randn(4, 3, 8, 8)
     gradients = {}
     for device in ("cpu", "cuda"):
-        network = teas.SpikingNetwork(module.to(device).double().float(), 6)
+        network = teas.SpikingNetwork(module.to(device), 6)
         network.zero_grad()
         network(inputs.to(device)).logits.square().sum().backward()
         gradients[device] = [parameter.grad.detach().cpu().clone() for parameter in network.parameters()]
     assert window._kernels(torch.zeros(6, 4, 8, 6, 6, device="cuda"), torch.ones((), device="cuda")) is not None
     for ours, theirs in zip(gradients["cuda"], gradients["cpu"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("subtracts", [False, True])
+def test_kernels_compile_for_a_gpu_that_is_not_here(subtracts: bool) -> None:
+    """Interpreted Triton takes what its compiler refuses; the compiler needs no GPU."""
+    triton = pytest.importorskip("triton", reason="Triton comes with torch's builds for NVIDIA GPUs only")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from teas.spiking import window_kernels
+
+    kinds = {"size": "i32", "inner": "i32", "channels": "i32", "steps": "i32", "leak": "fp32", "v0": "fp32", "v_reset": "fp32", "reset_by": "fp32"}
+    for once, lasting, surrogate, learns in ((False, False, "triangle", False), (True, True, "literal", True), (False, True, "arctan", True)):
+        chosen = {
+            "lasting": lasting, "subtracts": subtracts, "once": once, "block": 1024, "surrogate": surrogate, "learns_threshold": learns, "learns_leak": learns,
+        }  # fmt: skip
+        for kernel in (window_kernels._forward, window_kernels._backward):
+            names = kernel.arg_names
+            constants = {name: value for name, value in chosen.items() if name in names}
+            signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in names}
+            compiled = triton.compile(ASTSource(kernel, signature, constexprs=constants), target=GPUTarget("cuda", 90, 32))
+            assert len(compiled.asm["cubin"]) > 1000
