@@ -1,9 +1,10 @@
 """Does deciding per image save time on the clock? Cascades of a converted ResNet-20 through the engines, beside their last stage alone, in one process.
 
-    OMP_NUM_THREADS=1 python benchmarks/cascade.py --data data [--cascade windows precision event] [--calibration 5000] [--risk 0.1] [--rounds 5] [--images 256]
+    OMP_NUM_THREADS=1 python benchmarks/cascade.py --data data [--cascade windows precision networks event] [--calibration 5000] [--risk 0.1] [--rounds 5] [--images 256]
 
 `windows`: mean windows 8, then 45, on engine `count`. `precision`: windows of mean 45 on 8-bit weights and engine `count_int8`, then in float32 on `count`.
-`event`: immediate firing, 16 steps, then 64, on engine `event`. The threshold comes from the first images of one half of the test set, at a risk in points of
+`networks`: `zoo/cifar10_resnet20_learned`, retrained at a mean of 3, on 8-bit weights and `count_int8`, then the converted network at a mean of 16 on `count`;
+its control is `zoo/cifar10_resnet20_retrained` alone. `event`: immediate firing, 16 steps, then 64, on engine `event`. The threshold comes from the first images of one half of the test set, at a risk in points of
 extra errors against the last stage; accuracy and time are of the other half. Every batch is timed in turn by every contender;
 a rate is of the best round of each batch.
 """
@@ -21,28 +22,47 @@ from torch import Tensor
 
 from teas.adapt.policy import Cascade, calibrate_policy, decide
 from teas.engine import ENGINES, quantise
+from teas.spiking.network import SpikingNetwork
 from teas.study.cascade import by_damage, halves
+from teas.study.conversion import paired_p_value
+from teas.study.experiment import load_run
 from teas.study.hooks import Hooks
 from teas.study.subject import Cache, fingerprint, open_subject
 
-EXPERIMENT = Path(__file__).parents[1] / "experiments/cifar10_resnet20_cascade.toml"
+ROOT = Path(__file__).parents[1]
+EXPERIMENT = ROOT / "experiments/cifar10_resnet20_cascade.toml"
 ENGINE = {engine.name: engine for engine in ENGINES}
 Run = Callable[[Tensor], Any]
 
 
-def stages(name: str, data: Path) -> tuple[list[Run], Any]:
-    """The functions of a cascade's stages, cheapest first, and its subject."""
+def stages(name: str, data: Path) -> tuple[list[Run], list[float], Any]:
+    """The functions of a cascade's stages, cheapest first, their mean windows, and its subject."""
     subject = open_subject(EXPERIMENT, data)
     cache = Cache(subject.folder / "cache", fingerprint(EXPERIMENT, data))
+
+    def at(mean: float) -> SpikingNetwork:
+        return subject.make(by_damage(subject, cache, mean, Hooks(say=print)))
+
     if name == "event":
         found, _ = subject.converted
         networks = [found.at(steps, firing="immediate", layout="even", transform="residual") for steps in (16, 64)]
-        return [ENGINE["event"].prepare(network, keep="nothing") for network in networks], subject
-    windows = [by_damage(subject, cache, mean, Hooks(say=print)) for mean in (8, 45)]
-    last = subject.make(windows[1])
-    if name == "windows":
-        return [ENGINE["count"].prepare(network, keep="nothing") for network in (subject.make(windows[0]), last)], subject
-    return [ENGINE["count_int8"].prepare(quantise(last), keep="nothing"), ENGINE["count"].prepare(last, keep="nothing")], subject
+    elif name == "networks":
+        networks = [kept("learned", data), at(16)]
+    else:
+        networks = [at(8 if name == "windows" else 45), at(45)]
+    engines = {"event": ("event", "event"), "windows": ("count", "count")}.get(name, ("count_int8", "count"))
+    runs = [prepared(network, engine) for network, engine in zip(networks, engines, strict=True)]
+    return runs, [network.windows.mean for network in networks], subject
+
+
+def kept(name: str, data: Path) -> SpikingNetwork:
+    """A network of the zoo."""
+    return load_run(ROOT / f"zoo/cifar10_resnet20_{name}", data)[0].eval()
+
+
+def prepared(network: SpikingNetwork, engine: str) -> Run:
+    """The network on an engine, its weights in 8 bits where the engine needs that."""
+    return ENGINE[engine].prepare(quantise(network) if engine == "count_int8" else network, keep="nothing")
 
 
 def answered(run: Run, subject: Any, indices: Tensor) -> Tensor:
@@ -70,7 +90,7 @@ def percent(right: Tensor) -> float:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, required=True)
-    options.add_argument("--cascade", nargs="+", default=["windows", "precision", "event"])
+    options.add_argument("--cascade", nargs="+", default=["windows", "precision", "networks", "event"])
     options.add_argument("--calibration", type=int, default=5000)
     options.add_argument("--risk", type=float, default=0.1)
     options.add_argument("--final", type=int, default=5000)
@@ -81,16 +101,25 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in chosen.cascade:
         with torch.no_grad():
-            runs, subject = stages(name, chosen.data)
+            runs, means, subject = stages(name, chosen.data)
             half, final = halves(subject)
             half, final, labels = half[: chosen.calibration], final[: chosen.final], subject.data.test.labels
             found = calibrate_policy([answered(run, subject, half) for run in runs], chosen.risk / 100, labels=labels[half])
             logits = [answered(run, subject, final) for run in runs]
             decided = decide(found.policy, logits)
             right, alone = decided.logits.argmax(1) == labels[final], [rows.argmax(1) == labels[final] for rows in logits]
+            wrong = int((alone[-1] & ~right).sum())
             print(f"{name}: risk {chosen.risk:g} points on {len(half)} images ({found.errors} errors); on {len(final)} others {percent(right):.2f} % "
-                  f"(stages alone {', '.join(f'{percent(each):.2f}' for each in alone)}), {int((alone[-1] & ~right).sum())} extra errors, "
+                  f"(stages alone {', '.join(f'{percent(each):.2f}' for each in alone)}), {wrong} extra errors, "
                   f"{percent(decided.stage == 0):.1f} % stop early", flush=True)  # fmt: skip
+            late = float((decided.stage == 1).double().mean())
+            steps = means[0] + late * means[1]
+            print(f"  mean steps {steps:.2f}, {steps / means[1]:.2f} of the {means[1]:.2f} of its last stage; extra errors {100 * wrong / len(final):.3f} %, "
+                  f"p against the last stage {paired_p_value(right, alone[-1]):.2g}", flush=True)  # fmt: skip
+            if name == "networks":
+                control = kept("retrained", chosen.data)
+                single = answered(prepared(control, "count_int8"), subject, final).argmax(1) == labels[final]
+                print(f"  one network retrained at a mean of {control.windows.mean:.2f}: {percent(single):.2f} % (p {paired_p_value(right, single):.2g})", flush=True)
             inputs = subject.data.test.__getitems__(final[: chosen.images].tolist())[0]
             contenders = {"first": runs[0], "last": runs[-1], "cascade": Cascade(runs, found.policy)}
             for batch in chosen.batch:

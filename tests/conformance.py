@@ -155,6 +155,8 @@ CASES = {
     "residual": (lambda: chain_of(residual, c3=conv()), (8, 8, 8)),
     "residual, unequal": (lambda: chain_of(residual, c3=conv()), (4, 8, 16)),
     "residual, per channel": (lambda: chain_of(residual, per_channel(), c3=conv()), (8, 8, 8)),
+    "residual, per channel, unequal": (lambda: chain_of(residual, per_channel(), c3=conv()), (4, 8, 3)),
+    "residual, per channel, T = 200": (lambda: chain_of(residual, per_channel(), c3=conv()), (200, 100, 200)),
     "residual of two maps": (lambda: chain_of(both_maps, c3=conv(), skip=nn.Conv2d(4, 4, 1), fc=nn.Linear(4 * 7 * 9, 5)), (8, 8, 4)),
     "sum in place": (lambda: chain_of(sum_in_place), (8, 8)),
     "sum read twice": (lambda: chain_of(sum_read_twice), (8, 8)),

@@ -210,7 +210,7 @@ def test_one_network_for_many_windows_and_windows_that_are_learned(tmp_path, rec
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("retraining.allocators=['learned']|retraining.recipe={compiled = true}", "set recipe.compiled to false"),
+        ("retraining.allocators=['learned']|retraining.recipe={together = [1, 3]}", "leave recipe.together out"),
         ("conversion.allocators=['learned']", "choose one of uniform"),
         ("retraining.allocators=['guess']", "uniform, damage"),
         ("retraining.means=[0]", "at least one step"),

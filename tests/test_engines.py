@@ -103,7 +103,7 @@ def no_clamp(monkeypatch):
 
 
 def windows_ignored(monkeypatch):  # counts of another window taken as they are
-    monkeypatch.setattr(Compiler, "charge", lambda self, values, name: values[name].float())
+    monkeypatch.setattr(Compiler, "charge", lambda self, values, name, any_layout=False: values[name].float())
 
 
 def no_initial_potential(monkeypatch):
@@ -221,6 +221,9 @@ def test_neurons_are_fused_into_the_kernels_where_that_is_exact():
     fused = {plan.layer.name for plan in INT8._plans(quantised, "counts") if plan.fused is not None}
     assert fused == {"2.if1", "2.if2", "3.if1", "4.if1", "4.if2"}  # all but the analog input, a sum of two maps, and the readout
     assert not any(plan.fused for plan in INT8._plans(quantised, "potentials"))
+    for name in ("residual, per channel", "residual, per channel, unequal"):  # from 4 steps to 3: a charge is a multiple of 3/4
+        network, _ = conformance.build(name)
+        assert [plan.fused is not None for plan in INT8._plans(network, "counts")] == [False, True, True], name
     odd = [module for module in quantised.modules() if isinstance(module, teas.IF)]
     for module in odd:
         module.threshold.fill_(1 / 3)  # no whole number of any unit

@@ -119,7 +119,6 @@ def test_equal_needs_get_equal_steps():
         (lambda: WindowLearner(Branches(2), 4, {"fine": 1.0, "coarse": 0.0}), "needs a cost above 0"),
         (lambda: Recipe(together=(4,)), r"e.g. \[2, 16\]"),
         (lambda: Recipe(together=(4, 2)), r"e.g. \[2, 16\]"),
-        (lambda: Recipe(together=(2, 4), compiled=True), "set compiled to false"),
         (lambda: Recipe(window_rate=0), "window_rate is 0"),
         (lambda: train(Branches(2), loader(), Recipe(together=(2, 4)), budget=4), "leave out together"),
         (lambda: recalibrate(nn.BatchNorm1d(2), []), "at least one batch"),

@@ -1,6 +1,7 @@
 """Quantised activations against a plain formula, autograd and two-phase spikes; ANN training against itself interrupted."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -191,13 +192,20 @@ def test_mixup_learns_mixtures_of_inputs_and_labels():
     assert found[0].loss == pytest.approx(float(expected), rel=1e-3)
 
 
-def test_compiled_training_computes_the_same(monkeypatch):
+@pytest.mark.parametrize(("together", "budget"), [((), None), ((2, 6), None), ((), 12)], ids=["one window", "together", "learned"])
+def test_compiled_training_computes_the_same(together, budget):
+    """Windows that change from step to step too: a graph must not keep the one it was compiled at."""
     plain, compiled, teacher = student(), student(), Net().eval()
-    history = train(plain, samples(), Recipe(epochs=2, rate=0.05, distillation=0.5), teacher=teacher, seed=3)
-    found = train(compiled, samples(), Recipe(epochs=2, rate=0.05, distillation=0.5, compiled=True), teacher=teacher, seed=3)
+    recipe = Recipe(epochs=2, rate=0.05, distillation=0.5, together=together)
+    history = train(plain, samples(), recipe, teacher=teacher, budget=budget, seed=3)
+    found = train(compiled, samples(), replace(recipe, compiled=True), teacher=teacher, budget=budget, seed=3)
     assert [epoch.loss for epoch in found] == pytest.approx([epoch.loss for epoch in history], rel=1e-4)
     for name, value in plain.state_dict().items():
         assert torch.allclose(value, compiled.state_dict()[name], rtol=1e-3, atol=1e-4), name
+    assert [layer.window for layer in quantised_activations(compiled).values()] == [layer.window for layer in quantised_activations(plain).values()]
+
+
+def test_compiled_training_needs_a_compiler(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(teas.TeasError, match="C\\+\\+ compiler"):
         train(student(), samples(), Recipe(compiled=True))

@@ -22,18 +22,16 @@ class _Quantise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, current: Tensor, threshold: Tensor, window: int, v0: float) -> Tensor:
-        if window > 16:
-            current = current.float()  # 16 bits would blur the borders between so many levels
+    def forward(ctx: Any, current: Tensor, threshold: Tensor, window: Tensor, v0: float) -> Tensor:
         relative = current * threshold.reciprocal().to(current.dtype)
-        level = (relative * window).add_(v0).floor_().clamp_(0, window).div_(window)
-        ctx.save_for_backward(relative, level)
-        ctx.shape, ctx.window = threshold.shape, window
+        level = (relative * window).add_(v0).floor_().div_(window).clamp_(0, 1)
+        ctx.save_for_backward(relative, level, window)
+        ctx.shape = threshold.shape
         return level * threshold.to(current.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        relative, level = ctx.saved_tensors
+        relative, level, window = ctx.saved_tensors
         gradient = gradients[0].to(relative.dtype)
         through = torch.ops.aten.hardtanh_backward(gradient, relative, 0.0, 1.0)
         if not ctx.needs_input_grad[1]:
@@ -42,7 +40,7 @@ class _Quantise(torch.autograd.Function):
         moved = (gradient * level).addcmul_(through, relative, value=-1).sum(shared, keepdim=True).float()
         # Thousands of neurons share one θ; without this its steps would dwarf those of the weights (LSQ, ICLR 2020, section 2.2).
         positions = relative[0].numel() / math.prod(ctx.shape)
-        return through, moved / math.sqrt(positions * ctx.window), None, None
+        return through, moved / (positions * window).sqrt(), None, None
 
 
 class _Stepped(torch.autograd.Function):
@@ -53,7 +51,7 @@ class _Stepped(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, quantised: Tensor, current: Tensor, threshold: Tensor, steps: Tensor, window: int) -> Tensor:
+    def forward(ctx: Any, quantised: Tensor, current: Tensor, threshold: Tensor, steps: Tensor, window: Tensor) -> Tensor:
         clipped = torch.minimum(current, threshold.to(current.dtype)).clamp_min_(0)
         ctx.save_for_backward((clipped - quantised).div_(window))
         return quantised.view_as(quantised)
@@ -71,6 +69,7 @@ class QuantisedReLU(nn.Module):
     steps: None, or a number near `T` that gets a gradient while the window is learned (see `WindowLearner`), `gain` what is remembered of it.
     """
 
+    window_tensor: Tensor
     steps: nn.Parameter | None
     gain: Tensor | None
 
@@ -79,9 +78,20 @@ class QuantisedReLU(nn.Module):
         if threshold.dim() > 1 or not bool((threshold > 0).all()):
             raise TeasError(f"thresholds must be positive, one number or one per channel; got shape {tuple(threshold.shape)}, smallest {threshold.min():g}")
         self.threshold = nn.Parameter(threshold.detach().clone())
+        self.register_buffer("window_tensor", torch.ones((), device=threshold.device), persistent=False)
         self.window, self.v0 = window, v0
         self.register_parameter("steps", None)
         self.register_buffer("gain", None)
+
+    @property
+    def window(self) -> int:
+        """`T`. Arithmetic reads it from a tensor, so that a compiled network serves any window."""
+        return self._window
+
+    @window.setter
+    def window(self, steps: int) -> None:
+        self._window, self._many = steps, steps > 16
+        self.window_tensor = torch.full_like(self.window_tensor, steps)  # anew: a backward pass may still need the old one
 
     def learn_steps(self) -> tuple[nn.Parameter, Tensor]:
         """Begin to learn the window: the parameter `steps`, at the window, and `gain`, at 0."""
@@ -95,9 +105,11 @@ class QuantisedReLU(nn.Module):
 
     def forward(self, current: Tensor) -> Tensor:
         threshold = self.threshold.clamp_min(SMALLEST).view(1, -1, *[1] * (current.dim() - 2))
-        quantised: Tensor = _Quantise.apply(current, threshold, self.window, self.v0)
+        if self._many:
+            current = current.float()  # 16 bits would blur the borders between so many levels
+        quantised: Tensor = _Quantise.apply(current, threshold, self.window_tensor, self.v0)
         if self.steps is not None and self.training:
-            quantised = _Stepped.apply(quantised, current.detach(), threshold.detach(), self.steps, self.window)
+            quantised = _Stepped.apply(quantised, current.detach(), threshold.detach(), self.steps, self.window_tensor)
         return quantised
 
     def extra_repr(self) -> str:

@@ -65,8 +65,6 @@ class Recipe:
             raise TeasError(f"a recipe needs at least one epoch and a positive rate; got epochs {self.epochs} and rate {self.rate}")
         if self.together and not (len(self.together) == 2 and 1 <= self.together[0] <= self.together[1]):
             raise TeasError(f"together is {list(self.together)}; give the shortest and the longest window, e.g. [2, 16]")
-        if self.together and self.compiled:
-            raise TeasError("training at windows together changes them at every step, and each would be compiled anew; set compiled to false")
         if not 0 < self.window_rate < math.inf:
             raise TeasError(f"window_rate is {self.window_rate}; it must be above 0")
         if not 0 < self.temperature < math.inf or not 0 <= self.mixup < math.inf:
@@ -117,8 +115,8 @@ def train(
         raise TeasError(f"distillation is {recipe.distillation} but there is no teacher; give one, or set distillation to 0")
     if recipe.compiled and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         raise TeasError("the recipe's `compiled` needs a C++ compiler, and none of c++, g++, clang++ is on the path; install one, or set it to false")
-    if budget is not None and (recipe.together or recipe.compiled):
-        raise TeasError("windows are learned one set at a time and change while they are; leave out together and compiled")
+    if budget is not None and recipe.together:
+        raise TeasError("windows are learned one set at a time; leave out together")
     device = next(model.parameters()).device
     learner = None if budget is None else WindowLearner(model, budget, costs)
     optimizer = torch.optim.SGD(_groups(model, recipe.weight_decay), recipe.rate, recipe.momentum, nesterov=recipe.momentum > 0)

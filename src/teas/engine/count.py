@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from teas.engine.contract import Run, check_runnable, why_not_on_cpu
-from teas.engine.int8 import MAX_BYTE, Int8Compiler, exact_kernels
+from teas.engine.int8 import MAX_BYTE, Int8Compiler, as_bytes, exact_kernels
 from teas.engine.plan import Compiler, Step, compile_step, simplified
 from teas.errors import TeasError
 from teas.spiking.coding import encode
@@ -177,7 +177,8 @@ def _fire(plan: LayerPlan, charge: Tensor, keep: str) -> tuple[Tensor, Tensor | 
         count = (charge.div_(theta) if plan.divide else charge).floor_()
     count.clamp_(0, plan.compiler.window)
     if isinstance(plan.compiler, Int8Compiler) and plan.compiler.window <= MAX_BYTE:
-        count = count.to(torch.uint8, memory_format=torch.channels_last if count.dim() == 4 else torch.preserve_format)
+        count = as_bytes(count, plan.compiler.window)
+        count = count.contiguous(memory_format=torch.channels_last if count.dim() == 4 else torch.contiguous_format)
     return count, potential
 
 

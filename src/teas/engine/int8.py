@@ -80,6 +80,11 @@ def exact_kernels() -> bool:
     return bool((convolved == 576 * MAX_BYTE * MAX_WEIGHT).all() and (mapped == 576 * MAX_BYTE * MAX_WEIGHT).all())
 
 
+def as_bytes(count: Tensor, window: int) -> Tensor:
+    """Numbers from 0 to a window of at most 255 cut to whole ones, in 8 bits: torch has vector instructions for signed integers alone."""
+    return count.to(torch.int8).view(torch.uint8) if window <= MAX_WEIGHT else count.to(torch.int16).to(torch.uint8)
+
+
 ByteKernel = Callable[..., Tensor]
 
 
@@ -193,23 +198,30 @@ class Int8Compiler(Compiler):
                     name, added, ratio = self.absorbing(branch, False), other, self.window / self.counts[other]
         if name is None or name not in self.on_int8 or name != self.absorber or self.window > MAX_BYTE:
             return None
-        if added is not None and (threshold.dim() or self.counts[added] > MAX_BYTE or not isinstance(self.child(self.operations[name]), nn.Conv2d)):
+        if added is not None and (self.counts[added] > MAX_BYTE or not isinstance(self.child(self.operations[name]), nn.Conv2d)):
             return None
         packed, theta = self.on_int8[name], threshold.double().expand(len(self.on_int8[name].step))
         bias = torch.zeros_like(theta) if packed.bias is None else packed.bias.double()
-        unit = _unit(packed.step, theta, bias, ratio)
+        whole, own = (packed.step, theta, bias, torch.full_like(theta, ratio)), packed.step * self.counts[packed.source] / self.window
+        unit = _unit(packed.step, *whole)
+        unit = _unit(own, *whole) if unit is None else unit
         reach = self.window + 1 + bias.abs() / theta + (ratio * self.counts[added] / theta if added else 0)
         if unit is None or bool((3 * reach * theta / unit >= EXACT / 2).any()):
             return None
         scale, shift = (packed.step / theta).float(), self.rounding(bias, unit, theta)
         rest = [step for step in steps if step.name not in (name, self.layer.current)]
         may_overwrite = added in spare and added != packed.source and not rest
-        extra = {} if added is None else {"added_scale": ratio / theta[0].item()}
+        amplitude = (ratio / theta).float()
+        several, extra = bool((amplitude != amplitude[0]).any()), {"added_scale": amplitude[0].item()} if added is not None else {}
 
         def run(counts: dict[str, Tensor]) -> Tensor:
             values: dict[str, Any] = dict(counts)
             for step in rest:
                 values[step.name] = step.run(values)
+            if several:  # one scale per channel is more than the kernel can add
+                level = packed.kernel(values[packed.source], scale, shift + 0.5, torch.float32)
+                level.addcmul_(values[added].float(), amplitude.view(-1, 1, 1)).clamp_(0, self.window)
+                return as_bytes(level, self.window)
             branch = {} if added is None else {"added": values[added] if may_overwrite else values[added].clone()}
             count = packed.kernel(values[packed.source], scale, shift, torch.uint8, **branch, **extra)
             return count if self.window == MAX_BYTE else count.clamp_(max=self.window)
@@ -217,12 +229,11 @@ class Int8Compiler(Compiler):
         return run
 
 
-def _unit(step: Tensor, theta: Tensor, bias: Tensor, ratio: float) -> Tensor | None:
-    """The largest `step/2^j` per channel in which the threshold, the bias and an added count are whole; None where there is none."""
+def _unit(step: Tensor, *values: Tensor) -> Tensor | None:
+    """The largest `step/2^j` per channel in which all values are whole; None where there is none."""
     unit, found = step.clone(), torch.zeros_like(step, dtype=torch.bool)
     for _ in range(2 * _FINEST):
-        whole = [(value / unit).frac() == 0 for value in (theta, bias, torch.full_like(theta, ratio))]
-        found = torch.stack(whole).all(0)
+        found = torch.stack([(value / unit).frac() == 0 for value in values]).all(0)
         if found.all():
             return unit
         unit = torch.where(found, unit, unit / 2)

@@ -75,13 +75,13 @@ class Compiler:
         """Whether the operation may put its result where the value lies."""
         return name in self.fresh and self.last_of(name, operation)
 
-    def charge(self, values: Mapping[str, Any], name: str) -> Any:
-        """A value in charge of the receiver's window: counts of T steps times T'/T; for a readout, rates."""
+    def charge(self, values: Mapping[str, Any], name: str, any_layout: bool = False) -> Any:
+        """A value in charge of the receiver's window: counts of T steps times T'/T; for a readout, rates. any_layout: no sum will follow it."""
         value = values[name]
         if name not in self.counts:
             return value
         value = value.to(torch.float32)
-        if self.contiguous:
+        if self.contiguous and not any_layout:
             value = value.contiguous()
         if self.layer.neurons is None:
             return value / self.counts[name]
@@ -260,12 +260,14 @@ def _normed(compiler: Compiler, operation: Operation, child: nn.Module | None, s
 
 def _added(compiler: Compiler, operation: Operation, carriers: list[str]) -> Kernel:
     first, second = carriers
+    last = compiler.layer.neurons is not None and operation.name == compiler.layer.current
+    charge = functools.partial(compiler.charge, any_layout=last)
     spare = [n for n in carriers if compiler.may_overwrite(n, operation) and first != second]
     compiler.fresh.add(operation.name)
     if spare:
         other = second if spare[0] == first else first
-        return lambda values: _add_into(values[spare[0]], compiler.charge(values, other))
-    return lambda values: compiler.charge(values, first) + compiler.charge(values, second)
+        return lambda values: _add_into(values[spare[0]], charge(values, other))
+    return lambda values: charge(values, first) + charge(values, second)
 
 
 def _add_into(target: Tensor, other: Tensor) -> Tensor:

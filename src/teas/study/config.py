@@ -217,8 +217,8 @@ class RetrainingConfig:
             raise TeasError(f"retraining.through_time is {self.through_time}; it is a number of epochs, 0 for none")
         for allocator in self.allocators:
             check_choice("an allocator of retraining", allocator, (*ALLOCATORS, LEARNED))
-        if LEARNED in self.allocators and (self.recipe.together or self.recipe.compiled):
-            raise TeasError("learned windows change while they are learned: leave recipe.together out and set recipe.compiled to false")
+        if LEARNED in self.allocators and self.recipe.together:
+            raise TeasError("learned windows change while they are learned: leave recipe.together out")
         for mean in self.means:
             if not mean >= 1:
                 raise TeasError(f"retraining.means has {mean}; every layer needs at least one step")
