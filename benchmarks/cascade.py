@@ -1,12 +1,14 @@
 """Does deciding per image save time on the clock? Cascades of a converted ResNet-20 through the engines, beside their last stage alone, in one process.
 
-    OMP_NUM_THREADS=1 python benchmarks/cascade.py --data data [--cascade windows precision networks event] [--calibration 5000] [--risk 0.1] [--rounds 5] [--images 256]
+    OMP_NUM_THREADS=1 python benchmarks/cascade.py --data data [--cascade both windows precision networks event] [--calibration 5000] [--risk 0.1]
+        [--rounds 5] [--images 256]
 
-`windows`: mean windows 8, then 45, on engine `count`. `precision`: windows of mean 45 on 8-bit weights and engine `count_int8`, then in float32 on `count`.
-`networks`: `zoo/cifar10_resnet20_learned`, retrained at a mean of 3, on 8-bit weights and `count_int8`, then the converted network at a mean of 16 on `count`;
-its control is `zoo/cifar10_resnet20_retrained` alone. `event`: immediate firing, 16 steps, then 64, on engine `event`. The threshold comes from the first images of one half of the test set, at a risk in points of
-extra errors against the last stage; accuracy and time are of the other half. Every batch is timed in turn by every contender;
-a rate is of the best round of each batch.
+`both`: windows of mean 16 on 8-bit weights and engine `count_int8`, then of mean 45 in float32 on `count`. `windows`: means 8, then 45, on `count`.
+`precision`: mean 45 on `count_int8`, then on `count`. `networks`: `zoo/cifar10_resnet20_learned`, retrained at a mean of 3, on `count_int8`, then the converted network at a
+mean of 16 on `count`; `zoo/cifar10_resnet20_retrained` alone is its control. `event`: immediate firing, 16 steps, then 64, on engine `event`.
+
+The threshold comes from the first images of one half of the test set, at a risk in points of extra errors against the last stage; accuracy and time
+are of the other half. Every batch is timed in turn by every contender; a rate is of the best round of each batch.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def stages(name: str, data: Path) -> tuple[list[Run], list[float], Any]:
     elif name == "networks":
         networks = [kept("learned", data), at(16)]
     else:
-        networks = [at(8 if name == "windows" else 45), at(45)]
+        networks = [at({"both": 16, "windows": 8, "precision": 45}[name]), at(45)]
     engines = {"event": ("event", "event"), "windows": ("count", "count")}.get(name, ("count_int8", "count"))
     runs = [prepared(network, engine) for network, engine in zip(networks, engines, strict=True)]
     return runs, [network.windows.mean for network in networks], subject
@@ -90,7 +92,7 @@ def percent(right: Tensor) -> float:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, required=True)
-    options.add_argument("--cascade", nargs="+", default=["windows", "precision", "networks", "event"])
+    options.add_argument("--cascade", nargs="+", default=["both", "windows", "precision", "networks", "event"])
     options.add_argument("--calibration", type=int, default=5000)
     options.add_argument("--risk", type=float, default=0.1)
     options.add_argument("--final", type=int, default=5000)
@@ -119,7 +121,8 @@ def main() -> None:
             if name == "networks":
                 control = kept("retrained", chosen.data)
                 single = answered(prepared(control, "count_int8"), subject, final).argmax(1) == labels[final]
-                print(f"  one network retrained at a mean of {control.windows.mean:.2f}: {percent(single):.2f} % (p {paired_p_value(right, single):.2g})", flush=True)
+                print(f"  one network retrained at a mean of {control.windows.mean:.2f}: {percent(single):.2f} % "
+                      f"(p {paired_p_value(right, single):.2g})", flush=True)  # fmt: skip
             inputs = subject.data.test.__getitems__(final[: chosen.images].tolist())[0]
             contenders = {"first": runs[0], "last": runs[-1], "cascade": Cascade(runs, found.policy)}
             for batch in chosen.batch:
