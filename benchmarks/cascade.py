@@ -4,8 +4,8 @@
         [--rounds 5] [--images 256]
 
 `both`: windows of mean 16 on 8-bit weights and engine `count_int8`, then of mean 45 in float32 on `count`. `windows`: means 8, then 45, on `count`.
-`precision`: mean 45 on `count_int8`, then on `count`. `networks`: `zoo/cifar10_resnet20_learned`, retrained at a mean of 3, on `count_int8`, then the converted network at a
-mean of 16 on `count`; `zoo/cifar10_resnet20_retrained` alone is its control. `event`: immediate firing, 16 steps, then 64, on engine `event`.
+`precision`: mean 45 on `count_int8`, then on `count`. `networks`: `zoo/cifar10_resnet20_learned`, retrained at a mean of 3, on `count_int8`, then the
+converted network at a mean of 16 on `count`; `zoo/cifar10_resnet20_retrained` alone is its control. `event`: immediate firing, 16 steps, then 64.
 
 The threshold comes from the first images of one half of the test set, at a risk in points of extra errors against the last stage; accuracy and time
 are of the other half. Every batch is timed in turn by every contender; a rate is of the best round of each batch.
