@@ -1,5 +1,6 @@
 """Windows learned under a budget, and one set of weights for many: gradients by hand, budgets that hold, and tasks whose answer is known."""
 
+import copy
 import random
 
 import pytest
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import teas
 from teas.ann.learned_windows import WindowLearner, whole_steps
-from teas.ann.many_windows import recalibrate, sandwich
+from teas.ann.many_windows import Together, recalibrate, sandwich
 from teas.ann.quantised import QuantisedReLU, quantised_activations, set_windows
 from teas.ann.training import Recipe, train
 
@@ -117,10 +118,14 @@ def test_equal_needs_get_equal_steps():
         (lambda: WindowLearner(Branches(2), 1.5), "one step each takes 2"),
         (lambda: WindowLearner(Branches(2), 4, {"fine": 1.0}), "needs a cost above 0"),
         (lambda: WindowLearner(Branches(2), 4, {"fine": 1.0, "coarse": 0.0}), "needs a cost above 0"),
-        (lambda: Recipe(together=(4,)), r"e.g. \[2, 16\]"),
-        (lambda: Recipe(together=(4, 2)), r"e.g. \[2, 16\]"),
+        (lambda: Recipe(together=(4,)), r"e.g. \[2, 4, 8, 16\]"),
+        (lambda: Recipe(together=(4, 2)), r"e.g. \[2, 4, 8, 16\]"),
+        (lambda: Together({2: net()}), "at least two of these; got 2"),
+        (lambda: Together({2: net(), 4: Branches(2)}), "differ at"),
+        (lambda: train(net(), loader(), Recipe(together=(2, 4))), "takes a `Together` of these"),
+        (lambda: train(together(2, 4), loader(), Recipe()), "takes a `Together` of these"),
         (lambda: Recipe(window_rate=0), "window_rate is 0"),
-        (lambda: train(Branches(2), loader(), Recipe(together=(2, 4)), budget=4), "leave out together"),
+        (lambda: train(together(2, 4), loader(), Recipe(together=(2, 4)), budget=4), "leave out together"),
         (lambda: recalibrate(nn.BatchNorm1d(2), []), "at least one batch"),
         (lambda: recalibrate(nn.BatchNorm1d(2), [torch.zeros(1, 2)]), "at least two samples"),
     ],
@@ -134,6 +139,10 @@ def net():
     torch.manual_seed(0)
     activations = [QuantisedReLU(torch.ones(16), 4), QuantisedReLU(torch.ones(16), 4)]
     return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), activations[0], nn.Linear(16, 16), nn.BatchNorm1d(16), activations[1], nn.Linear(16, 4))
+
+
+def together(*windows):
+    return Together({window: net() for window in windows})
 
 
 def loader(samples=256):
@@ -183,16 +192,27 @@ def test_a_checkpoint_from_before_a_setting_existed_is_taken_up(tmp_path):
     save_file(tensors, path, metadata={"teas": json.dumps(header)})
     assert len(train(net(), loader(64), recipe, checkpoint=path)) == 1
     with pytest.raises(teas.TeasError, match="another recipe"):
-        train(net(), loader(64), Recipe(epochs=1, rate=0.01, together=(1, 2)), checkpoint=path)
+        train(net(), loader(64), Recipe(epochs=1, rate=0.01, window_rate=0.1), checkpoint=path)
 
 
 def test_the_sandwich_has_both_ends_and_now_and_then_everything_between():
     draw = random.Random(0)
-    drawn = [sandwich((2, 6), draw) for _ in range(100)]
+    drawn = [sandwich((2, 3, 4, 6), draw) for _ in range(100)]
     assert all(windows[0] == 2 and windows[-1] == 6 for windows in drawn)
-    assert {windows[1] for windows in drawn} == {3, 4, 5}
+    assert {windows[1] for windows in drawn} == {3, 4}
     assert sandwich((2, 3), draw) == (2, 3)
-    assert sandwich((4, 4), draw) == (4,)
+
+
+def test_networks_together_share_weights_and_have_their_own_norms_and_thresholds():
+    model = together(1, 3, 8)
+    assert [[layer.window for layer in quantised_activations(model.at(window)).values()] for window in model.windows] == [[1, 1], [3, 3], [8, 8]]
+    one, eight = (dict(model.at(window).named_parameters()) for window in (1, 8))
+    same = {name for name in one if one[name] is eight[name]}
+    assert same == {"0.weight", "0.bias", "3.weight", "3.bias", "6.weight", "6.bias"}
+    assert one.keys() - same == {"1.weight", "1.bias", "2.threshold", "4.weight", "4.bias", "5.threshold"}
+    assert [model.at(window) is model.at(nearest) for window, nearest in ((2, 3), (1.5, 1), (5, 8), (100, 8))] == [True] * 4
+    assert len(list(model.parameters())) == 6 + 3 * 6
+    assert not any("steps" in name for name in model.state_dict())
 
 
 def test_recalibrated_norms_have_the_statistics_of_the_data_at_these_windows():
@@ -210,16 +230,28 @@ def test_recalibrated_norms_have_the_statistics_of_the_data_at_these_windows():
 
 
 def test_a_step_at_windows_together_is_one_along_the_mean_of_their_gradients():
-    model, twin, data = net(), net(), loader(64)
-    recipe = Recipe(epochs=1, rate=0.1, momentum=0.0, weight_decay=0.0, warmup=0.0, together=(1, 3))
+    model, data = together(1, 2, 3), loader(64)
+    twin = copy.deepcopy(model).train()
+    recipe = Recipe(epochs=1, rate=0.1, momentum=0.0, weight_decay=0.0, warmup=0.0, together=(1, 2, 3))
     torch.manual_seed(0)  # as `train` does before an epoch, which shuffles the batch
     inputs, labels = next(iter(data))
     train(model, data, recipe)
-    twin.train()
-    losses = []
-    for window in (1, 2, 3):
-        set_windows(twin, dict.fromkeys(quantised_activations(twin), window))
-        losses.append(nn.functional.cross_entropy(twin(inputs), labels))
-    (sum(losses) / 3).backward()
+    (sum(nn.functional.cross_entropy(twin.at(window)(inputs), labels) for window in (1, 2, 3)) / 3).backward()
     for found, expected in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(found, expected - 0.1 * expected.grad, atol=1e-6)
+
+
+def test_a_training_together_that_was_interrupted_goes_on_to_the_same_bits(tmp_path):
+    recipe = Recipe(epochs=2, rate=0.05, together=(1, 2, 3))
+    whole, parts = together(1, 2, 3), together(1, 2, 3)
+    train(whole, loader(), recipe, seed=3)
+
+    def stop(epoch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, loader(), recipe, seed=3, checkpoint=tmp_path / "net", on_epoch=stop)
+    parts = together(1, 2, 3)
+    train(parts, loader(), recipe, seed=3, checkpoint=tmp_path / "net")
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
+    assert parts.at(1)[0].weight is parts.at(3)[0].weight

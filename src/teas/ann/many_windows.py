@@ -1,26 +1,58 @@
-"""One set of weights for many windows: several windows in every step of training, and batch norms put right for each afterwards."""
+"""One set of weights for many windows: several windows in every step of training, each with its own batch norms and thresholds."""
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from teas.ann.quantised import QuantisedReLU, quantised_activations, set_windows
 from teas.errors import TeasError
 
 Norm = nn.modules.batchnorm._BatchNorm
 
 
-def sandwich(bounds: tuple[int, ...], draw: random.Random) -> tuple[int, ...]:
-    """Windows of one step of training: the shortest and the longest, which are the bounds, and one between them at random, where there is one.
+class Together(nn.Module):
+    """Networks of quantised activations for several windows with the same weights: each has batch norms and thresholds of its own, all else is shared.
+
+    networks: of the same modules, by window; each gets this window in all its layers, and the weights of the first.
+    Source: switchable batch norm, Yu et al., "Slimmable neural networks" (ICLR 2019), here for windows.
+    Raises `TeasError` for fewer than two windows, or networks of other modules.
+    """
+
+    def __init__(self, networks: Mapping[int, nn.Module]):
+        super().__init__()
+        if len(networks) < 2:
+            raise TeasError(f"networks for many windows need at least two of these; got {', '.join(map(str, networks)) or 'none'}")
+        self.windows = tuple(sorted(networks))
+        self.networks = nn.ModuleDict({str(window): networks[window] for window in self.windows})
+        shared = {name: module for name, module in self.at(self.windows[0]).named_modules() if not isinstance(module, (Norm, QuantisedReLU))}
+        for window in self.windows:
+            network = self.at(window)
+            set_windows(network, dict.fromkeys(quantised_activations(network), window))
+            modules = dict(network.named_modules())
+            for name, module in shared.items():
+                if type(modules.get(name)).__name__ != type(module).__name__:
+                    raise TeasError(f"the networks for {self.windows[0]} and {window} steps differ at {name!r}; make them from one network")
+                modules[name]._parameters.update(module._parameters)
+                modules[name]._buffers.update(module._buffers)
+
+    def at(self, window: float) -> nn.Module:
+        """The network for this window, or for the one whose ratio to it is nearest to 1; it still shares its weights."""
+        nearest = min(self.windows, key=lambda known: abs(math.log(known / window)))
+        return self.networks[str(nearest)]
+
+
+def sandwich(windows: tuple[int, ...], draw: random.Random) -> tuple[int, ...]:
+    """Windows of one step of training, of these rising ones: the shortest and the longest, and one between them at random, where there is one.
 
     Source: the sandwich rule, Yu and Huang, "Universally slimmable networks" (ICCV 2019).
     """
-    shortest, longest = bounds
-    between = (draw.randint(shortest + 1, longest - 1),) if longest - shortest > 1 else ()
-    return tuple(dict.fromkeys((shortest, *between, longest)))
+    shortest, *between, longest = windows
+    return (shortest, *draw.sample(between, min(1, len(between))), longest)
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from teas.ann.learned_windows import WindowLearner
-from teas.ann.many_windows import sandwich
-from teas.ann.quantised import quantised_activations, set_windows
+from teas.ann.many_windows import Together, sandwich
+from teas.ann.quantised import quantised_activations
 from teas.errors import TeasError, check_choice
 from teas.files import write_atomically
 
@@ -39,7 +39,7 @@ class Recipe:
     mirrored: the teacher's answer to an image is the mean of its logits for the image and its mirror image, which is more often right than either.
     precision: `float32`, or `bfloat16` for faster arithmetic on the same 32-bit weights. compiled: run through `torch.compile`, which takes a minute
     or two to start and needs a C++ compiler; on a CPU an epoch of ResNet-20 with quantised activations then takes about 0.6 times as long.
-    together: shortest and longest of the uniform windows that the quantised activations are trained at together, three in every step (see `sandwich`).
+    together: rising uniform windows that one set of weights is trained at (see `Together`), three of them in every step (see `sandwich`).
     window_rate, window_share: how fast windows are learned under a budget, and in which share of the steps; they are fixed for the rest.
     """
 
@@ -63,8 +63,8 @@ class Recipe:
         check_choice("precision", self.precision, PRECISIONS)
         if self.epochs < 1 or not 0 < self.rate < math.inf:
             raise TeasError(f"a recipe needs at least one epoch and a positive rate; got epochs {self.epochs} and rate {self.rate}")
-        if self.together and not (len(self.together) == 2 and 1 <= self.together[0] <= self.together[1]):
-            raise TeasError(f"together is {list(self.together)}; give the shortest and the longest window, e.g. [2, 16]")
+        if self.together and not (len(self.together) > 1 and self.together[0] >= 1 and list(self.together) == sorted(set(self.together))):
+            raise TeasError(f"together is {list(self.together)}; give at least two windows that rise, e.g. [2, 4, 8, 16]")
         if not 0 < self.window_rate < math.inf:
             raise TeasError(f"window_rate is {self.window_rate}; it must be above 0")
         if not 0 < self.temperature < math.inf or not 0 <= self.mixup < math.inf:
@@ -117,6 +117,8 @@ def train(
         raise TeasError("the recipe's `compiled` needs a C++ compiler, and none of c++, g++, clang++ is on the path; install one, or set it to false")
     if budget is not None and recipe.together:
         raise TeasError("windows are learned one set at a time; leave out together")
+    if recipe.together != (model.windows if isinstance(model, Together) else ()):
+        raise TeasError(f"the recipe trains windows {list(recipe.together)} together; it takes a `Together` of these, and without any a plain network")
     device = next(model.parameters()).device
     learner = None if budget is None else WindowLearner(model, budget, costs)
     optimizer = torch.optim.SGD(_groups(model, recipe.weight_decay), recipe.rate, recipe.momentum, nesterov=recipe.momentum > 0)
@@ -125,7 +127,9 @@ def train(
         learner.assign()
     model.to(memory_format=torch.channels_last)
     # Static shapes: only the last batch of an epoch differs, and one more graph is cheaper than a graph for any size.
-    forward = torch.compile(model, dynamic=False) if recipe.compiled else model
+    networks: dict[int, Network] = {window: model.at(window) for window in model.windows} if isinstance(model, Together) else {0: model}
+    if recipe.compiled:
+        networks = {window: torch.compile(network, dynamic=False) for window, network in networks.items()}
     answer = torch.compile(teacher, dynamic=False) if recipe.compiled and teacher is not None else teacher
     for number in range(len(history), recipe.epochs):
         torch.manual_seed(seed * 1_000_003 + number)  # each epoch draws its own numbers, so that a resumed run draws the same
@@ -133,7 +137,7 @@ def train(
             data.sampler.set_epoch(number)
         batches = progress(data, f"epoch {number + 1}/{recipe.epochs}")
         model.train()
-        epoch = _run_epoch(forward, optimizer, batches, len(data), recipe, answer, number, device, model, learner)
+        epoch = _run_epoch(networks, optimizer, batches, len(data), recipe, answer, number, device, learner)
         if not math.isfinite(epoch.loss) or not all(value.isfinite().all() for value in model.state_dict().values()):
             raise TeasError(
                 f"the training diverged in epoch {number + 1} (loss {epoch.loss:g}, or weights that are not finite); lower the rate ({recipe.rate:g})"
@@ -157,12 +161,11 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def _run_epoch(
-    forward: Network, optimizer: torch.optim.SGD, data: Iterable[Any], steps: int, recipe: Recipe, teacher: Network | None, number: int, device: torch.device,
-    model: nn.Module, learner: WindowLearner | None,
+    networks: dict[int, Network], optimizer: torch.optim.SGD, data: Iterable[Any], steps: int, recipe: Recipe, teacher: Network | None, number: int,
+    device: torch.device, learner: WindowLearner | None,
 ) -> AnnEpoch:  # fmt: skip
     # Totals stay on the device: to read one is to wait for it, and a GPU would run dry at every step.
     totals, seen = torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device), 0
-    layers = quantised_activations(model)
     for index, (inputs, labels) in enumerate(data):
         inputs, labels = inputs.to(device).contiguous(memory_format=torch.channels_last if inputs.dim() == 4 else torch.contiguous_format), labels.to(device)
         inputs, share = _mixed(inputs, recipe.mixup)
@@ -174,10 +177,8 @@ def _run_epoch(
         draw = random.Random(int(torch.randint(2**31, ()))) if recipe.together else None
         windows = sandwich(recipe.together, draw) if draw else (0,)
         for window in windows:
-            if window:
-                set_windows(model, dict.fromkeys(layers, window))
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                logits = forward(inputs)
+                logits = networks[window](inputs)
             loss = _loss(logits.float(), labels, share, answer, recipe) / len(windows)
             loss.backward()  # type: ignore[no-untyped-call]
             totals[0] += loss.detach() * len(labels)

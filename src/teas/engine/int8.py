@@ -212,13 +212,14 @@ class Int8Compiler(Compiler):
         rest = [step for step in steps if step.name not in (name, self.layer.current)]
         may_overwrite = added in spare and added != packed.source and not rest
         amplitude = (ratio / theta).float()
-        several, extra = bool((amplitude != amplitude[0]).any()), {"added_scale": amplitude[0].item()} if added is not None else {}
+        several = bool((amplitude != amplitude[0]).any())
+        extra = {} if added is None else {"added_scale": amplitude[0].item()}
 
         def run(counts: dict[str, Tensor]) -> Tensor:
             values: dict[str, Any] = dict(counts)
             for step in rest:
                 values[step.name] = step.run(values)
-            if several:  # one scale per channel is more than the kernel can add
+            if added is not None and several:  # one scale per channel is more than the kernel can add
                 level = packed.kernel(values[packed.source], scale, shift + 0.5, torch.float32)
                 level.addcmul_(values[added].float(), amplitude.view(-1, 1, 1)).clamp_(0, self.window)
                 return as_bytes(level, self.window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from teas.adapt.activity import measure_activity
 from teas.adapt.training import Stage, run_stage
 from teas.adapt.vulnerability import measure_damage
 from teas.ann.convert import Conversion, convert
-from teas.ann.many_windows import recalibrate
+from teas.ann.many_windows import Together, recalibrate
 from teas.ann.networks import build_ann
 from teas.ann.quantised import quantised_activations, set_windows
 from teas.ann.training import train
@@ -204,12 +205,13 @@ def retrain(
 ) -> SpikingNetwork:
     """The network at these windows after training with them in the loop, the ANN as the teacher; by `learned`, at windows of the same sum that were learned.
 
-    A recipe that trains windows together does so once, for all; at each choice of windows the batch norms are then recalibrated on training images.
+    A recipe that trains windows together does so once, for all; at other windows than those the batch norms are then recalibrated on training images.
     Training through time follows, where asked for.
     """
     learned, together = allocator == LEARNED, config.recipe.together
     name = "together" if together else f"{allocator}-{windows.mean:.4g}"
-    student = found.conversion.trainable(together[1] if together else windows)
+    trainable = found.conversion.trainable
+    student: nn.Module = Together({steps: trainable(steps) for steps in together}) if together else trainable(windows)
     batches = datasets.loader(data.mixture or data.train, batch, shuffle_seed=found.seed)
     train(
         student, batches, config.recipe, teacher=found.ann, budget=windows.sum if learned else None, seed=found.seed,
@@ -218,9 +220,11 @@ def retrain(
     )  # fmt: skip
     if learned:
         windows = TimeWindows({layer: activation.window for layer, activation in quantised_activations(student).items()})
-    if together:
-        set_windows(student, windows)
-        recalibrate(student, found.calibration)
+    if isinstance(student, Together):
+        student = copy.deepcopy(student.at(windows.mean))
+        if set(windows.values()) - set(together) or len(set(windows.values())) > 1:
+            set_windows(student, windows)
+            recalibrate(student, found.calibration)
     network = convert(student.eval(), found.calibration).at(windows, **found.semantics)
     if config.through_time:
         name, batches = f"{allocator}-{windows.mean:.4g} through time", datasets.loader(data.train, batch, shuffle_seed=found.seed)
