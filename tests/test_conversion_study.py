@@ -207,10 +207,25 @@ def test_one_network_for_many_windows_and_windows_that_are_learned(tmp_path, rec
         assert {path.name for path in (tmp_path / "out/checkpoints").iterdir()} == {"together.safetensors"}
 
 
+def test_tuned_networks_are_kept_and_loaded(tmp_path):
+    small_cifar(tmp_path)
+    torch.manual_seed(0)
+    torch.save(CifarResNet(10).state_dict(), tmp_path / "ann.th")
+    small = ("conversion.calibration=20", "conversion.probe=20", "conversion.means=[2]", "conversion.allocators=['uniform']")
+    changes = (*small, "retraining.means=[2]", "retraining.allocators=['uniform']", "retraining.tuned=2")
+    metrics = run(config.parse(TEXT, "test", changes), tmp_path / "out", data_folder=tmp_path, hooks=Hooks())
+    plain, tuned = metrics["rows"]
+    assert (plain["retrained"], tuned["retrained"]) == (False, True)
+    network, data, _ = load_run(tmp_path / "out")
+    assert evaluate(network, datasets.loader(data.test, 20)).accuracy == tuned["accuracy"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("retraining.allocators=['learned']|retraining.recipe={together = [1, 3]}", "leave recipe.together out"),
+        ("retraining.tuned=-1", "a number of epochs"),
+        ("retraining.tuned=2|retraining.through_time=1", "takes the place of"),
         ("conversion.allocators=['learned']", "choose one of uniform"),
         ("retraining.allocators=['guess']", "uniform, damage"),
         ("retraining.means=[0]", "at least one step"),

@@ -29,8 +29,9 @@ def correct_biases(network: SpikingNetwork, means: Mapping[str, Tensor], batches
     fixed = SpikingNetwork(copy.deepcopy(module), network.windows, **vars(network.semantics)).eval()
     emitted: list[dict[str, Emission]] = [{} for _ in batches]
     for number, layer in enumerate(fixed.layers[: len(fixed.spiking_layers)]):
-        synapse = _own_synapse(fixed.module, layer.name)
-        if synapse is not None:
+        found = own_synapse(fixed.module, layer.name)
+        if found is not None:
+            synapse = found[1]
             rates = [_rates(fixed.emission(layer, inputs, sources)) for inputs, sources in zip(batches, emitted, strict=True)]
             missing = means[layer.name] - torch.stack([len(rate) * channel_means(rate) for rate in rates]).sum(0) / sum(map(len, rates))
             synapse.bias = nn.Parameter(missing if synapse.bias is None else synapse.bias + missing)
@@ -52,8 +53,8 @@ def channel_means(values: Tensor) -> Tensor:
     return values.mean([axis for axis in range(values.dim()) if axis != 1])
 
 
-def _own_synapse(module: nn.Module, layer: str) -> nn.Conv2d | nn.Linear | None:
-    """The synapse with weights that feeds a layer alone, directly or as one term of a sum."""
+def own_synapse(module: nn.Module, layer: str) -> tuple[str, nn.Conv2d | nn.Linear] | None:
+    """Name and module of the synapse with weights that feeds a layer alone, directly or as one term of a sum."""
     assert isinstance(module, fx.GraphModule)
     calls = [node for node in module.graph.nodes if node.op == "call_module"]
     waiting = list(next(node for node in calls if node.target == layer).all_input_nodes)
@@ -63,7 +64,7 @@ def _own_synapse(module: nn.Module, layer: str) -> nn.Conv2d | nn.Linear | None:
             continue
         found = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(found, _WITH_BIAS) and sum(call.target == node.target for call in calls) == 1:
-            return found  # type: ignore[return-value]
+            return str(node.target), found  # type: ignore[return-value]
         if getattr(node.target, "__name__", node.target) in ("add", "iadd"):
             waiting += node.all_input_nodes
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from teas.ann.activations import Activation, find_activations, refuse_unconverti
 from teas.ann.bias import channel_means, correct_biases
 from teas.ann.quantised import SMALLEST, QuantisedReLU
 from teas.ann.thresholds import METHODS, Samples, fit
+from teas.ann.tuning import tune
 from teas.errors import TeasError, check_choice
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.neuron import IF, Amplitude
@@ -102,10 +104,35 @@ class Conversion:
         """
         steps = TimeWindows.uniform(self.layers, windows) if isinstance(windows, int) else TimeWindows(dict(windows))
         steps.validate(self.layers)
-        graph = traced(self._ann, fold=False)
+        return self._student(steps, fold=False)
+
+    def tuned(
+        self,
+        windows: TimeWindows | Mapping[str, int] | int,
+        calibration: Iterable[Tensor | tuple[Tensor, ...]],
+        *,
+        epochs: int = 8,
+        rate: float = 3e-3,
+    ) -> Conversion:
+        """This conversion with thresholds and biases fitted by gradient to the ANN's logits, for these windows: take `.at(windows)` of it.
+
+        calibration: batches as for `convert`, a few hundred inputs, without labels; an epoch takes about four times as long as one pass of the ANN.
+        rate: of the logarithm of thresholds, under Adam. Synaptic weights stay. See `teas.ann.tuning.tune` for the equation.
+        Raises `TeasError` for windows or calibration that do not fit.
+        """
+        steps = TimeWindows.uniform(self.layers, windows) if isinstance(windows, int) else TimeWindows(dict(windows))
+        steps.validate(self.layers)
+        batches = [(batch if isinstance(batch, Tensor) else batch[0]).to(self._batches[0].device) for batch in calibration]
+        student = self._student(steps, fold=True).eval()
+        tune(student, copy.deepcopy(self._ann).eval(), batches, epochs, rate)
+        return convert(student, batches, v0=self._v0)
+
+    def _student(self, windows: TimeWindows, fold: bool) -> fx.GraphModule:
+        """A copy of the ANN, its activations quantised as these windows make them."""
+        graph = traced(self._ann, fold=fold)
         activations = {found.name: found for found in find_activations(graph, amplitudes=False)}
         graph.delete_all_unused_submodules()
-        quantisers = {name: QuantisedReLU(self._threshold(found, steps[name]), steps[name], self._v0) for name, found in activations.items()}
+        quantisers = {name: QuantisedReLU(self._threshold(found, windows[name]), windows[name], self._v0) for name, found in activations.items()}
         return _with_modules(graph, quantisers).to(self._batches[0].device)
 
     def _threshold(self, activation: Activation, window: int) -> Tensor:

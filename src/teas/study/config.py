@@ -199,7 +199,8 @@ class RetrainingConfig:
     The recipe trains quantised activations, which is two-phase firing; with `recipe.together` one network for all of these windows. through_time:
     epochs after it, step by step under the conversion's own firing, layout and transform (STBP, Eqs. 4 and 5), which immediate firing needs;
     through_time_rate: their learning rate. unlabelled: another data set, whose training images are learned from too, by the ANN's answers
-    alone; an epoch then is one pass over both.
+    alone; an epoch then is one pass over both. tuned: epochs in which thresholds and biases alone are fitted to the ANN's logits on the
+    calibration inputs, instead of the recipe (see `Conversion.tuned`); 0 for none.
     """
 
     means: tuple[float, ...] = (4,)
@@ -208,8 +209,11 @@ class RetrainingConfig:
     through_time: int = 0
     through_time_rate: float = 1e-4
     unlabelled: str = ""
+    tuned: int = 0
 
     def __post_init__(self) -> None:
+        if self.tuned < 0 or (self.tuned and (self.through_time or self.unlabelled or LEARNED in self.allocators)):
+            raise TeasError("retraining.tuned is a number of epochs, and takes the place of the recipe, through_time, unlabelled data and learned windows")
         if self.unlabelled and not self.recipe.distillation:
             raise TeasError(f"retraining.unlabelled is {self.unlabelled!r}: without labels only the ANN can teach; set recipe.distillation above 0")
         check_positive("retraining.through_time_rate", self.through_time_rate)

@@ -206,8 +206,10 @@ def retrain(
     """The network at these windows after training with them in the loop, the ANN as the teacher; by `learned`, at windows of the same sum that were learned.
 
     A recipe that trains windows together does so once, for all; at other windows than those the batch norms are then recalibrated on training images.
-    Training through time follows, where asked for.
+    Training through time follows, where asked for. Where the configuration says `tuned`, thresholds and biases alone are fitted instead.
     """
+    if config.tuned:
+        return found.conversion.tuned(windows, found.calibration, epochs=config.tuned).at(windows, **found.semantics)
     learned, together = allocator == LEARNED, config.recipe.together
     name = "together" if together else f"{allocator}-{windows.mean:.4g}"
     trainable = found.conversion.trainable
