@@ -237,15 +237,13 @@ def test_unknown_options_are_refused():
         conversion.at({"nothing": 3})
 
 
-PARITY = [
-    "alexnet", "vgg11", "vgg16_bn", "resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3",
-    "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x1_0", "mnasnet1_0",
-]  # fmt: skip
+STEADY = ["alexnet", "vgg11", "vgg16_bn", "resnet18", "densenet121", "squeezenet1_1"]
+AMPLIFYING = ["resnet50", "wide_resnet50_2", "resnext50_32x4d", "googlenet", "inception_v3", "mobilenet_v2", "shufflenet_v2_x1_0", "mnasnet1_0"]
 
 
-@pytest.mark.parametrize("name", PARITY)
+@pytest.mark.parametrize(("name", "shortest", "least"), [(name, 64, 0.03) for name in STEADY] + [(name, 1024, 0.05) for name in AMPLIFYING])
 @torch.no_grad()
-def test_torchvision_networks_converge_to_their_ann(name):
+def test_torchvision_networks_converge_to_their_ann(name, shortest, least):
     """Random weights, batch norm statistics from a calibration pass: the error falls at least 9x for 16x in T.
 
     Random deep networks amplify an early error layer by layer, so the fall sets in late: long windows show that nothing else is wrong.
@@ -266,10 +264,10 @@ def test_torchvision_networks_converge_to_their_ann(name):
     ann(inputs)
     ann.eval()
     conversion = teas.convert(ann, [inputs], threshold="maximum")
-    errors = [relative_error(conversion, ann, inputs[:4], steps) for steps in (1024, 4096, 16384)]
+    errors = [relative_error(conversion, ann, inputs[:4], steps) for steps in (shortest, 4 * shortest, 16 * shortest)]
     assert errors[0] > errors[1] > errors[2], errors
     assert errors[0] / errors[2] > 9 or errors[2] < 1e-4, errors  # float32 itself ends near 1e-5
-    assert errors[2] < 0.05
+    assert errors[2] < least
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t", "regnet_y_400mf"])
