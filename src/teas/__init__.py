@@ -10,7 +10,7 @@ from teas.adapt.vulnerability import measure_damage
 from teas.ann.convert import Conversion, LayerReport, convert
 from teas.ann.folding import fold_batch_norms
 from teas.ann.learned_windows import WindowLearner
-from teas.ann.many_windows import recalibrate
+from teas.ann.many_windows import Together, recalibrate
 from teas.engine import choose_engine
 from teas.errors import TeasError
 from teas.exchange.events import bin_events
@@ -44,6 +44,7 @@ __all__ = [
     "Stage",
     "TeasError",
     "TimeWindows",
+    "Together",
     "WindowLearner",
     "__version__",
     "adapt",
