@@ -111,12 +111,12 @@ class Conversion:
         windows: TimeWindows | Mapping[str, int] | int,
         calibration: Iterable[Tensor | tuple[Tensor, ...]],
         *,
-        epochs: int = 8,
-        rate: float = 3e-3,
+        epochs: int = 20,
+        rate: float = 1e-2,
     ) -> Conversion:
         """This conversion with thresholds and biases fitted by gradient to the ANN's logits, for these windows: take `.at(windows)` of it.
 
-        calibration: batches as for `convert`, a few hundred inputs, without labels; an epoch takes about four times as long as one pass of the ANN.
+        calibration: batches as for `convert`, of 8 to 32 inputs, a few hundred in all, without labels; an epoch takes about four times as long as one pass of the ANN.
         rate: of the logarithm of thresholds, under Adam. Synaptic weights stay. See `teas.ann.tuning.tune` for the equation.
         Raises `TeasError` for windows or calibration that do not fit.
         """

@@ -39,6 +39,7 @@ from teas.study.metrics import latency
 BATCH = 250
 PROBES = (2, 4, 8, 16, 32)
 FULL = 64  # window of the undisturbed layers while one is shortened
+TUNED = 25  # inputs a step of tuning
 LIMIT = 255  # counts up to 255 fit a byte
 
 
@@ -209,7 +210,8 @@ def retrain(
     Training through time follows, where asked for. Where the configuration says `tuned`, thresholds and biases alone are fitted instead.
     """
     if config.tuned:
-        return found.conversion.tuned(windows, found.calibration, epochs=config.tuned).at(windows, **found.semantics)
+        parts = [part for inputs in found.calibration for part in inputs.split(TUNED)]
+        return found.conversion.tuned(windows, parts, epochs=config.tuned).at(windows, **found.semantics)
     learned, together = allocator == LEARNED, config.recipe.together
     name = "together" if together else f"{allocator}-{windows.mean:.4g}"
     trainable = found.conversion.trainable
