@@ -116,8 +116,8 @@ class Conversion:
     ) -> Conversion:
         """This conversion with thresholds and biases fitted by gradient to the ANN's logits, for these windows: take `.at(windows)` of it.
 
-        calibration: batches as for `convert`, of 8 to 32 inputs, a few hundred in all, without labels; an epoch takes about four times as long as one pass of the ANN.
-        rate: of the logarithm of thresholds, under Adam. Synaptic weights stay. See `teas.ann.tuning.tune` for the equation.
+        calibration: batches as for `convert`, of 8 to 32 inputs, a few hundred in all, without labels; an epoch takes about four times as long as
+        one pass of the ANN. rate: of the logarithm of thresholds, under Adam. Synaptic weights stay. `teas.ann.tuning.tune` has the equation.
         Raises `TeasError` for windows or calibration that do not fit.
         """
         steps = TimeWindows.uniform(self.layers, windows) if isinstance(windows, int) else TimeWindows(dict(windows))

@@ -210,7 +210,7 @@ def retrain(
     Training through time follows, where asked for. Where the configuration says `tuned`, thresholds and biases alone are fitted instead.
     """
     if config.tuned:
-        parts = [part for inputs in found.calibration for part in inputs.split(TUNED)]
+        parts = [part for inputs in found.calibration for part in torch.split(inputs, TUNED)]
         return found.conversion.tuned(windows, parts, epochs=config.tuned).at(windows, **found.semantics)
     learned, together = allocator == LEARNED, config.recipe.together
     name = "together" if together else f"{allocator}-{windows.mean:.4g}"
