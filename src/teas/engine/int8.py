@@ -188,7 +188,8 @@ class Int8Compiler(Compiler):
         """Counts of the sources to the counts of this layer with the neurons inside the kernel, where that is exact; else None.
 
         `floor(P/θ) = round((P + g/2)/θ - 1/2)` for P and θ that are integers in some unit g: no value is nearer than `g/(2θ)` to where the
-        rounding jumps, and float32 errors are smaller while 3·reach·θ/g < 2^23. spare: sources whose counts nobody needs after this layer.
+        rounding jumps, and float32 errors, at most 6 roundings of values up to `reach`, are smaller while 6·reach·θ/g < 2^23. spare: sources whose counts
+        nobody needs after this layer.
         """
         name, added, ratio = self.absorbing(self.layer.current, False), None, 0.0
         operation = self.operations.get(self.layer.current)
@@ -206,7 +207,7 @@ class Int8Compiler(Compiler):
         unit = _unit(packed.step, *whole)
         unit = _unit(own, *whole) if unit is None else unit
         reach = self.window + 1 + bias.abs() / theta + (ratio * self.counts[added] / theta if added else 0)
-        if unit is None or bool((3 * reach * theta / unit >= EXACT / 2).any()):
+        if unit is None or bool((6 * reach * theta / unit >= EXACT / 2).any()):
             return None
         scale, shift = (packed.step / theta).float(), self.rounding(bias, unit, theta)
         rest = [step for step in steps if step.name not in (name, self.layer.current)]
