@@ -74,3 +74,12 @@ def test_bad_input_is_refused():
         conversion.tuned({"relu": 4}, [inputs])
     with pytest.raises(teas.TeasError, match="tuning diverged in step 1 of 1"):
         tune(conversion.trainable(4).eval(), lambda x: net(x) * float("nan"), [inputs], 1, 0.01)
+
+
+def test_the_same_inputs_are_tuned_to_the_same_bits():
+    net, inputs = residual_net(), torch.randn(32, 2, 6, 6)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(teas.convert(net, [inputs]).tuned(3, inputs.split(8), epochs=2).at(3).state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

@@ -38,13 +38,14 @@ def tune(student: fx.GraphModule, ann: Callable[[Tensor], Tensor], batches: Sequ
     optimizer = torch.optim.Adam([{"params": thresholds}, {"params": biases}], betas=(0.9, 0.99))
     with torch.no_grad():
         wanted = [ann(inputs) for inputs in batches]
+    draw = torch.Generator().manual_seed(0)  # the same fit whatever was drawn before
 
     def tuned() -> dict[str, Tensor]:
         return {key: value + unit[key] * moved[key] if key in unit else value * moved[key].exp() for key, value in fixed.items()}
 
     for step in range(steps := epochs * len(batches)):
         if step % len(batches) == 0:
-            order = torch.randperm(len(batches)).tolist()
+            order = torch.randperm(len(batches), generator=draw).tolist()
         for group, share in zip(optimizer.param_groups, (1.0, _BIAS_SHARE), strict=True):
             group["lr"] = share * rate * (1 + math.cos(math.pi * step / steps)) / 2
         number = order[step % len(batches)]
