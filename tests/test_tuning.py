@@ -51,8 +51,9 @@ def test_tuned_logits_are_nearer_at_the_same_weights(windows):
     tuned = conversion.tuned(windows, [(part,) for part in inputs.split(64)], epochs=20, rate=0.02).at(windows)
     fresh = torch.randn(256, 2, 6, 6, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        errors = [float((network(fresh).logits - net(fresh)).norm()) for network in (plain, tuned)]
-    assert errors[1] < 0.96 * errors[0]
+        errors = [[float((network(x).logits - net(x)).norm()) for network in (plain, tuned)] for x in (inputs, fresh)]
+    assert errors[0][1] < 0.92 * errors[0][0]
+    assert errors[1][1] < errors[1][0]
     assert dict(tuned.windows) == dict(plain.windows)
     for name, value in tuned.state_dict().items():
         if name.endswith("weight"):
