@@ -225,7 +225,8 @@ def test_tuned_networks_are_kept_and_loaded(tmp_path):
     [
         ("retraining.allocators=['learned']|retraining.recipe={together = [1, 3]}", "leave recipe.together out"),
         ("retraining.tuned=-1", "a number of epochs"),
-        ("retraining.tuned=2|retraining.through_time=1", "takes the place of"),
+        ("retraining.tuned=2|retraining.through_time=1", "takes the place of the recipe"),
+        ("retraining.tuned=2|retraining.recipe={together = [2, 4]}", "takes the place of the recipe"),
         ("conversion.allocators=['learned']", "choose one of uniform"),
         ("retraining.allocators=['guess']", "uniform, damage"),
         ("retraining.means=[0]", "at least one step"),

@@ -71,6 +71,8 @@ def test_bad_input_is_refused():
             conversion.tuned(4, [inputs], **options)
     with pytest.raises(teas.TeasError, match="got 0 inputs"):
         conversion.tuned(4, [])
+    with pytest.raises(teas.TeasError, match="NaN or infinite"):
+        conversion.tuned(4, [inputs / 0])
     with pytest.raises(teas.TeasError, match="relu_2"):
         conversion.tuned({"relu": 4}, [inputs])
     with pytest.raises(teas.TeasError, match="tuning diverged in step 1 of 1"):

@@ -35,15 +35,21 @@ class Together(nn.Module):
             set_windows(network, dict.fromkeys(quantised_activations(network), window))
             modules = dict(network.named_modules())
             for name, module in shared.items():
-                if type(modules.get(name)).__name__ != type(module).__name__:
+                twin = modules.get(name)
+                if twin is None or _shapes(twin) != _shapes(module):
                     raise TeasError(f"the networks for {self.windows[0]} and {window} steps differ at {name!r}; make them from one network")
-                modules[name]._parameters.update(module._parameters)
-                modules[name]._buffers.update(module._buffers)
+                twin._parameters.update(module._parameters)
+                twin._buffers.update(module._buffers)
 
     def at(self, window: float) -> nn.Module:
         """The network for this window, or for the one whose ratio to it is nearest to 1; it still shares its weights."""
         nearest = min(self.windows, key=lambda known: abs(math.log(known / window)))
         return self.networks[str(nearest)]
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size | None]:
+    """Shapes of a module's own parameters and buffers."""
+    return {name: None if value is None else value.shape for name, value in (*module._parameters.items(), *module._buffers.items())}
 
 
 def sandwich(windows: tuple[int, ...], draw: random.Random) -> tuple[int, ...]:

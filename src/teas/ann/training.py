@@ -117,7 +117,7 @@ def train(
         raise TeasError("the recipe's `compiled` needs a C++ compiler, and none of c++, g++, clang++ is on the path; install one, or set it to false")
     if budget is not None and recipe.together:
         raise TeasError("windows are learned one set at a time; leave out together")
-    if recipe.together != (model.windows if isinstance(model, Together) else ()):
+    if tuple(recipe.together) != (model.windows if isinstance(model, Together) else ()):
         raise TeasError(f"the recipe trains windows {list(recipe.together)} together; it takes a `Together` of these, and without any a plain network")
     device = next(model.parameters()).device
     learner = None if budget is None else WindowLearner(model, budget, costs)

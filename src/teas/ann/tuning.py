@@ -20,10 +20,12 @@ def tune(student: fx.GraphModule, ann: Callable[[Tensor], Tensor], batches: Sequ
 
     Minimises `‖u - û‖² / ‖û‖²` over thresholds `θ·e^a` and biases `b + θ·c`, by Adam, `rate` falling as a cosine; `a` and `c` start at 0.
     student: in evaluation mode, batch norms folded. batches: inputs `[batch, *shape]`. Biases are those of synapses that feed one layer alone.
-    Raises `TeasError` for no inputs, less than one epoch or a rate that is not positive, and where the fit diverges.
+    Raises `TeasError` for no inputs or such as are not finite, less than one epoch or a rate that is not positive, and where the fit diverges.
     """
     if epochs < 1 or not 0 < rate < math.inf or not sum(map(len, batches)):
         raise TeasError(f"tuning needs inputs, at least one epoch and a positive rate; got {sum(map(len, batches))} inputs, {epochs} epochs, rate {rate:g}")
+    if not all(inputs.isfinite().all() for inputs in batches):
+        raise TeasError("the inputs to tune on have NaN or infinite values; clean the data first")
     student.requires_grad_(False)
     layers = quantised_activations(student)
     fixed = {f"{name}.threshold": layer.threshold.detach().clone() for name, layer in layers.items()}

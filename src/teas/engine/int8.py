@@ -212,7 +212,7 @@ class Int8Compiler(Compiler):
         scale, shift = (packed.step / theta).float(), self.rounding(bias, unit, theta)
         rest = [step for step in steps if step.name not in (name, self.layer.current)]
         may_overwrite = added in spare and added != packed.source and not rest
-        amplitude = (ratio / theta).float()
+        amplitude, upward = (ratio / theta).float(), shift + 0.5  # what is cut to a byte and not rounded
         several = bool((amplitude != amplitude[0]).any())
         extra = {} if added is None else {"added_scale": amplitude[0].item()}
 
@@ -221,7 +221,7 @@ class Int8Compiler(Compiler):
             for step in rest:
                 values[step.name] = step.run(values)
             if added is not None and several:  # one scale per channel is more than the kernel can add
-                level = packed.kernel(values[packed.source], scale, shift + 0.5, torch.float32)
+                level = packed.kernel(values[packed.source], scale, upward, torch.float32)
                 level.addcmul_(values[added].float(), amplitude.view(-1, 1, 1)).clamp_(0, self.window)
                 return as_bytes(level, self.window)
             branch = {} if added is None else {"added": values[added] if may_overwrite else values[added].clone()}

@@ -212,8 +212,10 @@ class RetrainingConfig:
     tuned: int = 0
 
     def __post_init__(self) -> None:
-        if self.tuned < 0 or (self.tuned and (self.through_time or self.unlabelled or LEARNED in self.allocators)):
-            raise TeasError("retraining.tuned is a number of epochs, and takes the place of the recipe, through_time, unlabelled data and learned windows")
+        if self.tuned < 0 or (self.tuned and (self.recipe.together or self.through_time or self.unlabelled or LEARNED in self.allocators)):
+            raise TeasError(
+                "retraining.tuned is a number of epochs and takes the place of the recipe: leave out together, through_time, unlabelled and learned"
+            )
         if self.unlabelled and not self.recipe.distillation:
             raise TeasError(f"retraining.unlabelled is {self.unlabelled!r}: without labels only the ANN can teach; set recipe.distillation above 0")
         check_positive("retraining.through_time_rate", self.through_time_rate)

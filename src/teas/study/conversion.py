@@ -226,7 +226,7 @@ def retrain(
         windows = TimeWindows({layer: activation.window for layer, activation in quantised_activations(student).items()})
     if isinstance(student, Together):
         student = copy.deepcopy(student.at(windows.mean))
-        if set(windows.values()) - set(together) or len(set(windows.values())) > 1:
+        if set(windows.values()) != {activation.window for activation in quantised_activations(student).values()}:
             set_windows(student, windows)
             recalibrate(student, found.calibration)
     network = convert(student.eval(), found.calibration).at(windows, **found.semantics)
