@@ -157,13 +157,13 @@ def test_unlabelled_images_are_learned_from_but_not_through_time(tmp_path, monke
     drawn = datasets.loader
     monkeypatch.setattr(datasets, "loader", lambda images, *rest, **options: (seen.append(images), drawn(images, *rest, **options))[1])
     run(experiment, tmp_path / "out", data_folder=tmp_path)
-    (mixture,) = (images for images in seen if bool((images.labels == UNLABELLED).any()))
+    (lessons,) = (images for images in seen if bool((images.labels == UNLABELLED).any()))
     shutil.rmtree(tmp_path / "cifar-100-binary")
     data = load_run(tmp_path / "out")[1]  # to evaluate, nothing but the data set itself is read
     with pytest.raises(teas.TeasError, match="cifar-100-binary nor"):
         run(experiment, tmp_path / "again", data_folder=tmp_path)
-    assert torch.equal(mixture.images, torch.cat([data.train.images, torch.from_numpy(rows[:, 2:].reshape(-1, 3, 32, 32))]))
-    assert torch.equal(mixture.labels, torch.cat([data.train.labels, torch.full((20,), UNLABELLED)]))
+    assert torch.equal(lessons.images, torch.cat([data.train.images, torch.from_numpy(rows[:, 2:].reshape(-1, 3, 32, 32))]))
+    assert torch.equal(lessons.labels, torch.cat([data.train.labels, torch.full((20,), UNLABELLED)]))
     assert sum(torch.equal(images.labels, data.train.labels) for images in seen) == 2  # the ANN's training, and the one through time
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,12 @@ def train(
     """Train an ANN in place on batches `(inputs [batch, *shape], labels [batch])`, and return what each epoch did.
 
     teacher: a network whose softened answer is learned too, at weight `recipe.distillation` (Hinton et al., 2015). Inputs labelled `UNLABELLED` are
-    learned from its answer alone.
+    learned from its answer alone. Batches that bring answers known beforehand, `(inputs, labels, logits [batch, class])`, are learned from these.
     budget, costs: learn the windows of the quantised activations too (see `WindowLearner`), which end whole and within the budget.
     checkpoint: one file, written after each epoch; a training that finds its own there continues, to bit-identical weights on one CPU.
     Raises `TeasError` where the loss or a weight is not finite (the checkpoint keeps the epoch before), or a teacher is asked for, or needed
     by inputs without a label, and missing.
     """
-    if recipe.distillation and teacher is None:
-        raise TeasError(f"distillation is {recipe.distillation} but there is no teacher; give one, or set distillation to 0")
     if recipe.compiled and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         raise TeasError("the recipe's `compiled` needs a C++ compiler, and none of c++, g++, clang++ is on the path; install one, or set it to false")
     if budget is not None and recipe.together:
@@ -166,13 +164,13 @@ def _run_epoch(
 ) -> AnnEpoch:  # fmt: skip
     # Totals stay on the device: to read one is to wait for it, and a GPU would run dry at every step.
     totals, seen = torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device), 0
-    for index, (inputs, labels) in enumerate(data):
+    for index, (inputs, labels, *known) in enumerate(data):
         inputs, labels = inputs.to(device).contiguous(memory_format=torch.channels_last if inputs.dim() == 4 else torch.contiguous_format), labels.to(device)
         inputs, share = _mixed(inputs, recipe.mixup)
         done = (number + index / steps) / recipe.epochs
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate_at(done)
-        answer = _answer(teacher, inputs, recipe) if teacher is not None and recipe.distillation else None
+        answer = _answer(teacher, inputs, known, recipe) if recipe.distillation else None
         optimizer.zero_grad()
         draw = random.Random(int(torch.randint(2**31, ()))) if recipe.together else None
         windows = sandwich(recipe.together, draw) if draw else (0,)
@@ -197,7 +195,13 @@ def _run_epoch(
 
 
 @torch.no_grad()
-def _answer(teacher: Network, inputs: Tensor, recipe: Recipe) -> Tensor:
+def _answer(teacher: Network | None, inputs: Tensor, known: Sequence[Tensor], recipe: Recipe) -> Tensor:
+    if known:
+        if recipe.mixup or recipe.mirrored:
+            raise TeasError("answers known beforehand are to the inputs as they are; leave out mixup and mirrored")
+        return known[0].to(inputs.device)
+    if teacher is None:
+        raise TeasError(f"distillation is {recipe.distillation} but there is no teacher; give one, or set distillation to 0")
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
         answer = teacher(inputs).float()
         if recipe.mirrored:

@@ -201,6 +201,8 @@ class RetrainingConfig:
     through_time_rate: their learning rate. unlabelled: another data set, whose training images are learned from too, by the ANN's answers
     alone; an epoch then is one pass over both. tuned: epochs in which thresholds and biases alone are fitted to the ANN's logits on the
     calibration inputs, instead of the recipe (see `Conversion.tuned`); 0 for none.
+    teachers: run folders of networks for the same data that teach in place of the ANN; before training they answer each training image in `views`
+    augmented views, and training draws from these. A teacher so many times larger costs no more than one of the network's own size.
     """
 
     means: tuple[float, ...] = (4,)
@@ -210,8 +212,16 @@ class RetrainingConfig:
     through_time_rate: float = 1e-4
     unlabelled: str = ""
     tuned: int = 0
+    teachers: tuple[str, ...] = ()
+    views: int = 8
 
     def __post_init__(self) -> None:
+        check_positive("retraining.views", self.views)
+        if self.teachers and (self.unlabelled or self.tuned or self.recipe.mixup or self.recipe.mirrored or not self.recipe.distillation):
+            raise TeasError(
+                "retraining.teachers answer to the training images alone, each view once: leave out unlabelled, tuned, recipe.mixup and recipe.mirrored, "
+                "and set recipe.distillation above 0"
+            )
         if self.tuned < 0 or (self.tuned and (self.recipe.together or self.through_time or self.unlabelled or LEARNED in self.allocators)):
             raise TeasError(
                 "retraining.tuned is a number of epochs and takes the place of the recipe: leave out together, through_time, unlabelled and learned"

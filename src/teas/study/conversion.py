@@ -216,7 +216,7 @@ def retrain(
     name = "together" if together else f"{allocator}-{windows.mean:.4g}"
     trainable = found.conversion.trainable
     student: nn.Module = Together({steps: trainable(steps) for steps in together}) if together else trainable(windows)
-    batches = datasets.loader(data.mixture or data.train, batch, shuffle_seed=found.seed)
+    batches = datasets.loader(data.lessons or data.train, batch, shuffle_seed=found.seed)
     train(
         student, batches, config.recipe, teacher=found.ann, budget=windows.sum if learned else None, seed=found.seed,
         checkpoint=folder / "checkpoints" / f"{name}.safetensors", progress=hooks.progress,

@@ -50,13 +50,17 @@ class Images(Dataset[Any]):
         inputs, labels = self.__getitems__([index])
         return inputs[0], labels[0]
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         change = AUGMENTATIONS[self.augmentation]
         where = self.mean.device
         chosen = torch.tensor(indices).to(where, non_blocking=True)  # a plain list would make a GPU wait for what it has still to do
         found = torch.from_numpy(self.images.read(indices)).to(where) if isinstance(self.images, Pictures) else self.images[chosen]
         pixels = change.pixels(found)
-        return change.inputs((pixels.float() / self.full - self.mean) / self.std), self.labels[chosen]
+        return change.inputs(self.normalised(pixels)), self.labels[chosen]
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Bytes as inputs."""
+        return (pixels.float() / self.full - self.mean) / self.std
 
     def to(self, device: torch.device) -> None:
         """Keep the images on a device, in bytes, so that batches are cut, augmented and normalised there."""
@@ -69,7 +73,7 @@ class Images(Dataset[Any]):
 class Data:
     """A data set: `train` to learn from, `validation` (held out of the training set) to choose by, `test` for final figures only.
 
-    mixture: where a teacher answers unlabelled images too, those of `train` with them.
+    lessons: what a retraining learns from where that is not `train`: those images and unlabelled ones, or views that teachers have answered.
     """
 
     name: str
@@ -77,7 +81,7 @@ class Data:
     validation: Images
     test: Images
     classes: int
-    mixture: Images | None = None
+    lessons: Images | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

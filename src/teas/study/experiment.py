@@ -35,6 +35,7 @@ from teas.study.hooks import Hooks
 from teas.study.metrics import Metrics, evaluate, spread
 from teas.study.plan import describe
 from teas.study.tables import build
+from teas.study.teaching import answered, check_views
 
 MARK = "teas run folder, format 1"
 EVALUATION_BATCH = 500
@@ -103,8 +104,9 @@ def run(
         hooks.say(f"{folder} is finished already")
         return read_metrics(folder)
     data = add_unlabelled(load_data(experiment, data_folder, download), experiment, data_folder, download)
-    for images in (data.train, data.validation, data.test, *filter(None, [data.mixture])):
+    for images in (data.train, data.validation, data.test, *filter(None, [data.lessons])):
         images.to(accelerator.device)
+    data = add_answers(data, experiment, data_folder, folder, hooks)
     if experiment.conversion:
         result, network = convert_and_compare(experiment, experiment.conversion, data, data_folder, folder, accelerator.device, hooks)
         return _finish(result, network, folder, accelerator, keep_checkpoints=True)
@@ -161,7 +163,27 @@ def add_unlabelled(data: datasets.Data, experiment: Experiment, folder: Path | N
     """The data with the unlabelled images that the experiment's retraining asks for, if any; only a retraining has to read them."""
     if experiment.retraining is None or not experiment.retraining.unlabelled:
         return data
-    return dataclasses.replace(data, mixture=datasets.with_unlabelled(data.train, experiment.retraining.unlabelled, folder, download))
+    return dataclasses.replace(data, lessons=datasets.with_unlabelled(data.train, experiment.retraining.unlabelled, folder, download))
+
+
+def add_answers(data: datasets.Data, experiment: Experiment, data_folder: Path | None, folder: Path, hooks: Hooks) -> datasets.Data:
+    """The data with views of its training images, answered by the teachers that the experiment's retraining names, if any.
+
+    Raises `TeasError` for a teacher that is missing, or of inputs of another shape or other classes.
+    """
+    config = experiment.retraining
+    if config is None or not config.teachers:
+        return data
+    check_views(data.train)
+    teachers = []
+    for name in config.teachers:
+        network, known, _ = load_run(Path(name), data_folder)
+        if (known.shape, known.classes) != (data.shape, data.classes):
+            raise TeasError(f"the teacher {name} sees inputs {known.shape} of {known.classes} classes; {data.name!r} has {data.shape} of {data.classes}")
+        known.train.to(data.train.labels.device)
+        teachers.append((network.to(data.train.labels.device), known.train))
+    seed = experiment.seeds[0]
+    return dataclasses.replace(data, lessons=answered(data.train, teachers, config.views, seed, folder / "checkpoints" / "answers.safetensors", hooks))
 
 
 def open_folder(experiment: Experiment, folder: Path, data_folder: Path | None, resume: bool) -> None:

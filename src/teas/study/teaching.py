@@ -1,0 +1,110 @@
+"""Networks that teach: their answers to fixed augmented views of the training images, found once, before the training that learns from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from teas.engine import choose_engine, quantise
+from teas.errors import TeasError
+from teas.files import write_atomically
+from teas.spiking.network import SpikingNetwork
+from teas.study import data as datasets
+from teas.study.augmentation import AUGMENTATIONS
+from teas.study.conversion import fast
+from teas.study.hooks import Hooks
+from teas.study.imagenet import Pictures
+
+BATCH = 100  # images a teacher answers at once: its counts then stay in a processor's cache
+Teacher = tuple[SpikingNetwork, datasets.Images]  # and its training images, for what it normalises by
+
+
+class Views(datasets.Images):
+    """Images in fixed augmented views, with a teacher's logits for each of them.
+
+    pixels: of the images, `[view, image, channel, row, column]`, bytes. answers: `[view, image, class]`. An item is an image in one of its views, drawn
+    anew each time, its label, and the answer to this view: `(inputs, labels, answers)`.
+    """
+
+    def __init__(self, images: datasets.Images, pixels: Tensor, answers: Tensor):
+        self.__dict__.update(vars(images))
+        self.pixels, self.answers = pixels, answers
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        chosen = torch.tensor(indices).to(self.pixels.device, non_blocking=True)
+        view = torch.randint(len(self.pixels), chosen.shape, device=chosen.device)
+        return self.normalised(self.pixels[view, chosen]), self.labels[chosen], self.answers[view, chosen]
+
+
+def check_views(images: datasets.Images) -> None:
+    """Raise `TeasError` for images that can't be kept in several views."""
+    if isinstance(images.images, Pictures):
+        raise TeasError("retraining.teachers needs images that fit into memory in all their views; leave it out, the ANN then teaches")
+    if images.augmentation == "none" or AUGMENTATIONS[images.augmentation].inputs is not AUGMENTATIONS["none"].inputs:
+        raise TeasError(
+            f"data.augmentation is {images.augmentation!r}; with retraining.teachers it must be one that only moves pixels, which every teacher normalises "
+            "its own way: crop_flip or shift"
+        )
+
+
+def views_of(images: datasets.Images, views: int, seed: int) -> Tensor:
+    """Bytes of several augmented views of images, `[view, image, channel, row, column]`, the same for the same seed."""
+    check_views(images)
+    change, pixels = AUGMENTATIONS[images.augmentation].pixels, images.images
+    assert isinstance(pixels, Tensor)
+    with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
+        torch.manual_seed(seed)
+        return torch.stack([torch.cat([change(pixels[at : at + 1000]) for at in range(0, len(pixels), 1000)]) for _ in range(views)])
+
+
+def answered(images: datasets.Images, teachers: Sequence[Teacher], views: int, seed: int, path: Path, hooks: Hooks) -> Views:
+    """Views of the images with the teachers' answers: the mean of their logits, each on integer kernels where its weights in 8 bits run on them.
+
+    path: a file of answers, written after every view; those that are there already are not asked for again.
+    Raises `TeasError` for a file that is damaged or of other views.
+    """
+    pixels = views_of(images, views, seed)
+    networks = [(engine(network), normaliser) for network, normaliser in teachers]
+    found = _known(path, len(images), views)
+    for view in range(len(found), views):
+        parts = [pixels[view, at : at + BATCH] for at in range(0, len(images), BATCH)]
+        answers = [
+            torch.stack([network(normaliser.normalised(part)) for network, normaliser in networks]).mean(0)
+            for part in hooks.progress(parts, f"answers to view {view + 1}/{views}")
+        ]
+        found.append(torch.cat(answers))
+        write_atomically(path, save({"answers": torch.stack(found).cpu()}, metadata={"views": json.dumps(views)}))
+    right = sum(float((answer.argmax(1) == images.labels.to(answer.device)).float().mean()) for answer in found) / views
+    hooks.say(f"answers of {len(teachers)} to {views} views of {len(images)} images, {100 * right:.2f} % of them right")
+    return Views(images, pixels, torch.stack(found).to(pixels.device))
+
+
+def engine(network: SpikingNetwork) -> Callable[[Tensor], Tensor]:
+    """The logits of a network, with 8-bit weights where integer kernels run these."""
+    small, device = quantise(network.eval()), next(network.parameters()).device
+    run = fast(small if choose_engine(small, device).name == "count_int8" else network)
+
+    @torch.no_grad()
+    def logits(inputs: Tensor) -> Tensor:
+        return run(inputs).logits
+
+    return logits
+
+
+def _known(path: Path, images: int, views: int) -> list[Tensor]:
+    if not path.exists():
+        return []
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            answers, header = file.get_tensor("answers"), file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise TeasError(f"the answers in {path} can't be read: {error}; delete the file to ask again") from None
+    if header.get("views") != json.dumps(views) or answers.dim() != 3 or answers.shape[1] != images:
+        raise TeasError(f"{path} holds answers to other views; delete it to ask again")
+    return list(answers)

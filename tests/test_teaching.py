@@ -1,0 +1,139 @@
+"""Teachers that answer fixed views of the training images before a retraining learns from them."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, TensorDataset
+
+import teas
+from teas.ann.training import Recipe, train
+from teas.study import config, teaching
+from teas.study import data as datasets
+from teas.study.experiment import load_run, run
+from teas.study.hooks import Hooks
+from test_conversion_study import TEXT, small_cifar
+from test_quantised import Net, samples, student
+
+MEAN, STD = torch.tensor([0.2, 0.5]), torch.tensor([0.3, 0.2])
+
+
+def pictures(augmentation="crop_flip", n=12, mean=MEAN, std=STD):
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 2, 4, 4), np.uint8)
+    return datasets.Images((pixels, np.arange(n) % 3), 255.0, mean, std, augmentation)
+
+
+def test_views_are_shifted_mirror_images_and_the_same_for_the_same_seed():
+    images = pictures()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    views = teaching.views_of(images, 4, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)  # what is drawn later does not depend on whether there were teachers
+    assert torch.equal(views, teaching.views_of(images, 4, seed=1))
+    assert not torch.equal(views, teaching.views_of(images, 4, seed=2))
+    assert not torch.equal(views[0], views[1])
+    for number, image in enumerate(pad(images.images, [4] * 4)):
+        crops = [image[:, row : row + 4, column : column + 4] for row in range(9) for column in range(9)]
+        possible = {part.numpy().tobytes() for crop in crops for part in (crop.contiguous(), crop.flip(-1))}
+        assert all(view.contiguous().numpy().tobytes() in possible for view in views[:, number])
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    return teas.convert(Net().eval(), [torch.rand(8, 2, 4, 4)], threshold="maximum").at(5)
+
+
+def test_answers_are_the_mean_of_the_teachers_logits_each_by_its_own_normalisation(tmp_path, monkeypatch):
+    images, other = pictures(), pictures(mean=torch.zeros(2), std=torch.ones(2))
+    teachers = [(network(0), images), (network(1), other)]
+    monkeypatch.setattr(teaching, "quantise", lambda network: network)  # answers in float32, to compare with
+    said = []
+    found = teaching.answered(images, teachers, 2, 3, tmp_path / "answers.safetensors", Hooks(say=said.append))
+    pixels = teaching.views_of(images, 2, 3).float() / 255
+    with torch.no_grad():
+        for view in range(2):
+            wanted = (teachers[0][0]((pixels[view] - MEAN[:, None, None]) / STD[:, None, None]).logits + teachers[1][0](pixels[view]).logits) / 2
+            torch.testing.assert_close(found.answers[view], wanted)
+    assert f"{100 * float((found.answers.argmax(2) == images.labels).float().mean()):.2f} % of them right" in said[0]
+
+    unlike = int((found.answers[0] - found.answers[1]).abs().sum(1).argmax())  # its views can be told apart by their answers
+    numbers = [unlike] * 20 + [2]
+    inputs, labels, answers = found.__getitems__(numbers)
+    assert labels.tolist() == [images.labels[number] for number in numbers]
+    drawn = [int(found.answers[:, number].sub(answer).abs().sum(1).argmin()) for number, answer in zip(numbers, answers, strict=True)]
+    assert set(drawn) == {0, 1}
+    for number, view, one in zip(numbers, drawn, inputs, strict=True):
+        torch.testing.assert_close(one, (pixels[view, number] - MEAN[:, None, None]) / STD[:, None, None])
+
+
+def test_answers_that_are_known_are_not_asked_for_again(tmp_path):
+    images, path = pictures(), tmp_path / "answers.safetensors"
+    whole = teaching.answered(images, [(network(0), images)], 3, 3, tmp_path / "whole.safetensors", Hooks())
+    asked = []
+
+    def stop(parts, name):
+        asked.append(name)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return parts
+
+    with pytest.raises(KeyboardInterrupt):
+        teaching.answered(images, [(network(0), images)], 3, 3, path, Hooks(progress=stop))
+    resumed = teaching.answered(images, [(network(0), images)], 3, 3, path, Hooks(progress=lambda parts, name: (asked.append(name), parts)[1]))
+    assert asked == ["answers to view 1/3", "answers to view 2/3", "answers to view 2/3", "answers to view 3/3"]
+    assert torch.equal(resumed.answers, whole.answers)
+    with pytest.raises(teas.TeasError, match="holds answers to other views"):
+        teaching.answered(images, [(network(0), images)], 2, 3, path, Hooks())
+    path.write_bytes(b"broken")
+    with pytest.raises(teas.TeasError, match="delete the file to ask again"):
+        teaching.answered(images, [(network(0), images)], 3, 3, path, Hooks())
+
+
+def test_answers_in_a_batch_are_learned_like_a_teachers():
+    inputs, labels = next(iter(samples()))
+    teacher, recipe = Net().eval(), Recipe(epochs=2, rate=0.05, distillation=0.7, temperature=3.0)
+    with torch.no_grad():
+        answers = teacher(inputs)
+    asked, told = student(), student()
+    history = train(asked, DataLoader(TensorDataset(inputs, labels), 16), recipe, teacher=teacher)
+    assert train(told, DataLoader(TensorDataset(inputs, labels, answers), 16), recipe) == history
+    assert all(torch.equal(value, told.state_dict()[name]) for name, value in asked.state_dict().items())
+    with pytest.raises(teas.TeasError, match="leave out mixup and mirrored"):
+        train(student(), DataLoader(TensorDataset(inputs, labels, answers), 16), Recipe(epochs=1, distillation=0.7, mirrored=True))
+
+
+def test_what_teachers_cannot_do_is_refused_before_work(tmp_path):
+    small_cifar(tmp_path)
+    taught = ("conversion.pretraining={epochs = 1}", "conversion.weights=''", "retraining.teachers=['gone']")
+    for change, message in (
+        ((), "distillation above 0"),
+        (("retraining.recipe={epochs = 1, distillation = 1.0, mirrored = true}",), "leave out unlabelled"),
+        (("retraining.recipe={epochs = 1, distillation = 1.0, mixup = 0.2}",), "leave out unlabelled"),
+        (("retraining.recipe={epochs = 1, distillation = 1.0}", "retraining.unlabelled=cifar100"), "leave out unlabelled"),
+        (("retraining.recipe={epochs = 1, distillation = 1.0}", "retraining.views=0"), "views is 0"),
+    ):
+        with pytest.raises(teas.TeasError, match=message):
+            config.parse(TEXT, "test", (*taught, "retraining.recipe={epochs = 1, distillation = 0.0}", *change))
+    for augmentation, message in (("none", "only moves pixels"), ("crop_flip_cutout", "only moves pixels"), ("crop_flip", "gone is not a teas run folder")):
+        changes = (*taught, "retraining.recipe={epochs = 1, distillation = 1.0}", f"data.augmentation={augmentation}")
+        with pytest.raises(teas.TeasError, match=message):
+            run(config.parse(TEXT, "test", changes), tmp_path / augmentation, data_folder=tmp_path)
+
+
+def test_one_run_teaches_another(tmp_path):
+    small_cifar(tmp_path)
+    common = ("conversion.means=[]", "conversion.weights=''", "conversion.calibration=20", "conversion.probe=20", "retraining.means=[2]",
+              "retraining.allocators=['uniform']", "data.augmentation=crop_flip")  # fmt: skip
+    run(config.parse(TEXT, "test", (*common, "conversion.pretraining={epochs = 1}", "retraining.recipe={epochs = 1}")), tmp_path / "one", data_folder=tmp_path)
+    changes = (*common, "conversion.pretraining={epochs = 1}", "retraining.recipe={epochs = 1, distillation = 0.9}",
+               f"retraining.teachers=['{tmp_path / 'one'}']", "retraining.views=2")  # fmt: skip
+    said = []
+    run(config.parse(TEXT, "test", changes), tmp_path / "two", data_folder=tmp_path, hooks=Hooks(say=said.append))
+    assert any("answers of 1 to 2 views of 280 images" in line for line in said)
+    assert (tmp_path / "two/checkpoints/answers.safetensors").exists()
+    assert load_run(tmp_path / "two")[0].windows == load_run(tmp_path / "one")[0].windows
+
+    digits = "name='digits'\n[data]\naugmentation='shift'\n[conversion]\nweights='random'\n"
+    wrong = config.parse(digits, "test", (f"retraining.teachers=['{tmp_path / 'one'}']", "retraining.recipe={epochs = 1, distillation = 0.9}"))
+    with pytest.raises(teas.TeasError, match="'digits' has"):
+        run(wrong, tmp_path / "three", data_folder=tmp_path)
