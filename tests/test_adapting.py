@@ -19,9 +19,8 @@ def test_a_conversion_adapts_to_a_folder_that_evaluates(tmp_path, monkeypatch, r
     small_cifar(tmp_path)
     torch.manual_seed(0)
     torch.save(CifarResNet(10).state_dict(), tmp_path / "ann.th")
-    (tmp_path / "tiny.toml").write_text(TEXT.replace("= 100", "= 20").replace("means =", "bias_correction = true\nmeans =") + retraining)
+    (tmp_path / "tiny.toml").write_text(TEXT.replace("= 100", "= 20").replace("means =", "bias_correction = true\ndamage_windows = [2]\nmeans =") + retraining)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("teas.study.explore.PROBES", (2,))
     options = {"max_loss": 100.0, "minimise": "sum", "allocators": ["uniform"], "means": [4], "hooks": Hooks()}
     found, where = adapting.run(tmp_path / "tiny.toml", tmp_path, **options)
     assert [point["allocator"] for point in found["points"]] == ["full", "uniform", *(["activity, retrained"] if retraining else [])]

@@ -237,37 +237,38 @@ def test_unknown_options_are_refused():
         conversion.at({"nothing": 3})
 
 
-STEADY = ["alexnet", "vgg11", "vgg16_bn", "resnet18", "densenet121", "squeezenet1_1"]
-AMPLIFYING = ["resnet50", "wide_resnet50_2", "resnext50_32x4d", "googlenet", "inception_v3", "mobilenet_v2", "shufflenet_v2_x1_0", "mnasnet1_0"]
+PARITY = ["alexnet", "vgg11", "vgg16_bn", "resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3",
+          "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x1_0", "mnasnet1_0"]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "shortest", "least"), [(name, 64, 0.03) for name in STEADY] + [(name, 1024, 0.05) for name in AMPLIFYING])
+@pytest.mark.parametrize("name", PARITY)
 @torch.no_grad()
-def test_torchvision_networks_converge_to_their_ann(name, shortest, least):
-    """Random weights, batch norm statistics from a calibration pass: the error falls at least 9x for 16x in T.
+def test_torchvision_networks_converge_to_their_ann(name):
+    """Random weights, batch norm statistics from a calibration pass: the error falls at least 3x for every 4x in T, to less than 3 %.
 
-    Random deep networks amplify an early error layer by layer, so the fall sets in late: long windows show that nothing else is wrong.
+    Batch norms as they are made leave half of all neurons silent; a deep random network is then chaotic, an early error grows layer by layer, and the
+    fall only sets in at thousands of steps. Shifts of 1.5 leave about one in fifteen silent, and such a network passes a small error on as it is.
     """
     import torchvision
 
     torch.manual_seed(0)
     options = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     ann = getattr(torchvision.models, name)(weights=None, num_classes=10, **options)
-    side = 96 if name == "inception_v3" else 64
+    side = {"inception_v3": 160, "squeezenet1_1": 96}.get(name, 64)  # what the last pooling averages, it takes from the noise of the errors
     inputs = images(8, 3, side, side)
     ann.train()
     for module in ann.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # a plain average
+            nn.init.constant_(module.bias, 1.5)
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     ann(inputs)
     ann.eval()
     conversion = teas.convert(ann, [inputs], threshold="maximum")
-    errors = [relative_error(conversion, ann, inputs[:4], steps) for steps in (shortest, 4 * shortest, 16 * shortest)]
-    assert errors[0] > errors[1] > errors[2], errors
-    assert errors[0] / errors[2] > 9 or errors[2] < 1e-4, errors  # float32 itself ends near 1e-5
-    assert errors[2] < least
+    errors = [relative_error(conversion, ann, inputs, steps) for steps in (64, 256, 1024)]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2], errors
+    assert errors[2] < 0.03
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t", "regnet_y_400mf"])

@@ -7,6 +7,8 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from teas.errors import TeasError
 from teas.spiking.time_windows import TimeWindows
 
@@ -60,22 +62,21 @@ def by_damage(damage: Mapping[str, Mapping[int, float]], mean: float, limit: int
     layers, budget = list(damage), budget_for(mean, len(damage))
     if budget < len(layers):
         raise TeasError(f"a budget of {budget} steps is too small for {len(layers)} layers: each needs at least one")
-    best = [0.0] + [math.inf] * budget  # least damage of the layers so far with exactly this many steps
-    choices: list[list[int]] = []
+    best = np.full(budget + 1, math.inf)  # least damage of the layers so far with exactly this many steps
+    best[0] = 0
+    choices: list[np.ndarray] = []
     for layer in layers:
-        cost = [_interpolated(damage[layer], steps) for steps in range(1, limit + 1)]
-        chosen, after = [0] * (budget + 1), [math.inf] * (budget + 1)
-        for total in range(1, budget + 1):
-            for steps in range(1, min(limit, total) + 1):
-                value = best[total - steps] + cost[steps - 1]
-                if value < after[total]:
-                    chosen[total], after[total] = steps, value
+        chosen, after = np.zeros(budget + 1, np.int64), np.full(budget + 1, math.inf)
+        for steps in range(1, min(limit, budget) + 1):
+            value = best[:-steps] + _interpolated(damage[layer], steps)
+            better = value < after[steps:]
+            after[steps:][better], chosen[steps:][better] = value[better], steps
         best, choices = after, [*choices, chosen]
-    total = min(range(budget + 1), key=lambda steps: best[steps])
+    total = int(best.argmin())
     windows: dict[str, int] = {}
     for layer, chosen in zip(reversed(layers), reversed(choices), strict=True):
-        windows[layer] = chosen[total]
-        total -= chosen[total]
+        windows[layer] = int(chosen[total])
+        total -= windows[layer]
     return TimeWindows({layer: windows[layer] for layer in layers})
 
 

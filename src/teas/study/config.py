@@ -16,6 +16,7 @@ from teas.ann.networks import ANNS
 from teas.ann.thresholds import METHODS
 from teas.ann.training import Recipe
 from teas.errors import TeasError, check_choice
+from teas.exchange.native import MAX_WINDOW
 from teas.spiking.network import Semantics
 from teas.study.ablation_arms import AblationConfig
 from teas.study.augmentation import AUGMENTATIONS
@@ -25,6 +26,8 @@ from teas.study.tables import build, check_positive
 RANDOM = "random"  # as weights: none, only to try the road
 CONTROLS = ("uniform", "shuffled")
 ALLOCATORS = ("uniform", "damage", "activity", "activity_root", "shuffled", "staircase")
+DAMAGE_WINDOWS = (2, 4, 8, 16, 32)
+LONGEST = 255  # counts up to 255 fit a byte
 LEARNED = "learned"  # by gradient, from uniform windows: only while retraining
 
 
@@ -158,6 +161,8 @@ class ConversionConfig:
     weights: a file, relative to the data folder or in full, or `random`, to try the road without; pretraining: how to train the ANN, from
     these weights or from none. margin: see `convert`.
     calibration, probe: training samples for thresholds, and for activity and damage. classes: of the ANN, where the data has fewer.
+    damage_windows, damage_full: windows at which the damage of one layer is measured, and the window of all others then. longest: no layer is
+    allocated more steps.
     """
 
     weights: str = ""
@@ -176,6 +181,9 @@ class ConversionConfig:
     firing: str = "two_phase"
     layout: str = "first"
     transform: str = "firing_potential"
+    damage_windows: tuple[int, ...] = DAMAGE_WINDOWS
+    damage_full: int = 64
+    longest: int = LONGEST
 
     def __post_init__(self) -> None:
         if not self.weights and self.pretraining is None:
@@ -188,6 +196,13 @@ class ConversionConfig:
         for mean in self.means:
             if not mean >= 1:
                 raise TeasError(f"conversion.means has {mean}; every layer needs at least one step")
+        if not self.damage_windows or not 1 <= min(self.damage_windows) <= max(self.damage_windows) < self.damage_full:
+            raise TeasError(
+                f"conversion.damage_windows are {list(self.damage_windows)} and conversion.damage_full {self.damage_full}; give windows of at least one step, "
+                "all shorter than the full one"
+            )
+        if not max(self.means, default=1) <= self.longest <= MAX_WINDOW:
+            raise TeasError(f"conversion.longest is {self.longest}; it must be at least the largest of conversion.means, and at most {MAX_WINDOW}")
         check_positive("conversion.calibration", self.calibration)
         check_positive("conversion.probe", self.probe)
 
@@ -244,7 +259,8 @@ class RetrainingConfig:
 class Expectation:
     """What the run must reach, adaptive, mean over seeds: accuracy in percent at most this mean window; and before adapting.
 
-    points: for conversions, pairs of mean window and the accuracy that must be reached there by the windows of `allocator`.
+    points: for conversions, mean window, and the accuracy that must be reached there by the windows of `allocator`; a third number is the share of images
+    in percent that must get the ANN's answer.
     """
 
     accuracy: float = 0.0
@@ -255,6 +271,9 @@ class Expectation:
 
     def __post_init__(self) -> None:
         check_choice("expect.allocator", self.allocator, (*ALLOCATORS, LEARNED))
+        for point in self.points:
+            if len(point) not in (2, 3):
+                raise TeasError(f"expect.points has {list(point)}; a point is a mean window, an accuracy and, where wanted, an agreement with the ANN")
 
 
 @dataclass(frozen=True)

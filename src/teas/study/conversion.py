@@ -31,16 +31,13 @@ from teas.exchange.weights import load_weights
 from teas.spiking.network import Output, SpikingNetwork
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
-from teas.study.config import LEARNED, RANDOM, ConversionConfig, Experiment, RetrainingConfig
+from teas.study.config import LEARNED, LONGEST, RANDOM, ConversionConfig, Experiment, RetrainingConfig
 from teas.study.energy import costs, count_operations, total
 from teas.study.hooks import Hooks
 from teas.study.metrics import latency
 
 BATCH = 250
-PROBES = (2, 4, 8, 16, 32)
-FULL = 64  # window of the undisturbed layers while one is shortened
 TUNED = 25  # inputs a step of tuning
-LIMIT = 255  # counts up to 255 fit a byte
 
 
 def fast(network: SpikingNetwork) -> Callable[[Tensor], Output]:
@@ -86,10 +83,11 @@ class Comparison:
     damage: dict[str, dict[int, float]]
     semantics: dict[str, Any]
     seed: int
+    longest: int = LONGEST
 
     def windows(self, allocator: str, mean: float) -> TimeWindows:
         """The windows of an allocator at a mean."""
-        return allocated(allocator, mean, self.activity, self.damage, self.seed)
+        return allocated(allocator, mean, self.activity, self.damage, self.seed, self.longest)
 
 
 def convert_and_compare(
@@ -122,14 +120,16 @@ def convert_and_compare(
 
         for mean in retraining.means:
             rows += _rows(found, mean, retraining.allocators, data, wanted, make, hooks, retrained=True, keep=networks)
-    points = [(mean, least) for mean, least in experiment.expect.points]
+    points = experiment.expect.points
     judged = [row for row in rows if row["allocator"] == experiment.expect.allocator]
-    met = all(any(row["mean"] <= mean and row["accuracy"] >= least for row in judged) for mean, least in points)
+    met = all(
+        any(row["mean"] <= mean and row["accuracy"] >= least and row["agreement"] >= max(same, default=0) for row in judged) for mean, least, *same in points
+    )
     metrics = {
         "name": experiment.name, "kind": "conversion", "expectation_met": met, "ann_accuracy": 100 * int(ann_correct.sum()) / len(ann_correct),
         "samples": len(ann_correct), "semantics": found.semantics, "activity": found.activity, "damage": found.damage, "rows": rows,
     }  # fmt: skip
-    best = min(networks, key=lambda entry: (not any(entry[0] <= mean and entry[1] >= least for mean, least in points), entry[0]), default=None)
+    best = min(networks, key=lambda entry: (not any(entry[0] <= mean and entry[1] >= least for mean, least, *_ in points), entry[0]), default=None)
     return metrics, best and best[2]
 
 
@@ -193,12 +193,12 @@ def measure(
     hooks.say("measuring activity and damage per layer on training images")
     semantics = {"firing": config.firing, "layout": config.layout, "transform": config.transform}
     # Quantisers of the same windows whatever the discipline: two-phase firing is measured, being the fastest.
-    full = TimeWindows.uniform(conversion.layers, FULL)
+    full = TimeWindows.uniform(conversion.layers, config.damage_full)
     activity = {name: layer.activity for name, layer in measure_activity(conversion.at(full), [(inputs, inputs) for inputs in probe]).items()}
     retraining = experiment.retraining.allocators if experiment.retraining else ()
     wanted = "damage" in (*config.allocators, *retraining)
-    damage = measure_damage(lambda windows: fast(conversion.at(windows)), full, PROBES, probe) if wanted else {}
-    return Comparison(ann, conversion, calibration, activity, damage, semantics, experiment.seeds[0])
+    damage = measure_damage(lambda windows: fast(conversion.at(windows)), full, config.damage_windows, probe) if wanted else {}
+    return Comparison(ann, conversion, calibration, activity, damage, semantics, experiment.seeds[0], config.longest)
 
 
 def retrain(
@@ -268,13 +268,13 @@ def _rows(
     return rows
 
 
-def allocated(allocator: str, mean: float, activity: dict[str, float], damage: dict[str, dict[int, float]], seed: int) -> TimeWindows:
+def allocated(allocator: str, mean: float, activity: dict[str, float], damage: dict[str, dict[int, float]], seed: int, longest: int) -> TimeWindows:
     """Windows at a mean by the name of an allocator, from the layers' activity and measured damage; those to be learned start uniform."""
-    limits = dict.fromkeys(activity, LIMIT)
+    limits = dict.fromkeys(activity, longest)
     if allocator in ("uniform", LEARNED):
         return allocation.allocate(dict.fromkeys(activity, 1.0), allocation.budget_for(mean, len(activity)), limits)
     if allocator == "damage":
-        return allocation.by_damage(damage, mean, LIMIT)
+        return allocation.by_damage(damage, mean, longest)
     if allocator == "staircase":
         return allocation.staircase(list(activity), mean)
     exponent = 0.5 if allocator == "activity_root" else 1.0

@@ -18,7 +18,8 @@ from teas.files import write_atomically
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
 from teas.study import figures
-from teas.study.conversion import PROBES, allocated, fast
+from teas.study.config import DAMAGE_WINDOWS, LONGEST
+from teas.study.conversion import allocated, fast
 from teas.study.energy import REGIMES
 from teas.study.experiment import EVALUATION_BATCH, raster
 from teas.study.hooks import Hooks
@@ -78,20 +79,23 @@ def pick(points: Sequence[Point], reference: float, cost: str, max_loss: float |
 def candidates(subject: Subject, cache: Cache, allocators: Sequence[str], means: Sequence[float], hooks: Hooks) -> list[tuple[str, float, TimeWindows]]:
     """Allocator, mean and windows of every choice; activity and damage come from training inputs at the full windows."""
 
+    settings = subject.experiment.conversion
+
     def measured() -> dict[str, Any]:
         hooks.say("measuring activity and damage per layer on training images")
         activity = measure_activity(subject.plain(subject.full), [(inputs, inputs) for inputs in subject.probe])
-        probes = [steps for steps in PROBES if steps < subject.full.max]
+        probes = [steps for steps in (settings.damage_windows if settings else DAMAGE_WINDOWS) if steps < subject.full.max]
         damage = measure_damage(lambda windows: fast(subject.plain(windows)), subject.full, probes, subject.probe)
         return {"activity": {layer: found.activity for layer, found in activity.items()}, "damage": damage}
 
     found = cache.get("allocation", {"full": dict(subject.full), "inputs": sum(map(len, subject.probe))}, measured)
     damage = {layer: {int(steps): value for steps, value in row.items()} for layer, row in found["damage"].items()}
+    longest = settings.longest if settings else LONGEST
     choices: list[tuple[str, float, TimeWindows]] = [("full", subject.full.mean, subject.full)]
     if subject.own and subject.own != subject.full:
         choices.append(("own", subject.own.mean, subject.own))
     for mean, allocator in itertools.product([mean for mean in means if mean <= subject.full.mean], allocators):
-        choices.append((allocator, mean, allocated(allocator, mean, found["activity"], damage, subject.experiment.seeds[0])))
+        choices.append((allocator, mean, allocated(allocator, mean, found["activity"], damage, subject.experiment.seeds[0], longest)))
     return choices
 
 

@@ -93,13 +93,13 @@ def open_subject(path: Path, data_folder: Path | None = None, out: Path | None =
         network.eval()
         batches = datasets.loader(data.validation, 100)
         probe = [batch for (batch, _), _ in zip(batches, range(PROBED // 100), strict=False)]
-        full = TimeWindows.uniform(network.spiking_layers, conversion.FULL if experiment.conversion else experiment.training.window)
+        full = TimeWindows.uniform(network.spiking_layers, experiment.conversion.damage_full if experiment.conversion else experiment.training.window)
         return Subject(experiment, folder, data, network.with_windows, full, network.windows, probe, network.with_windows)
     settings = experiment.conversion
     data = load_data(experiment, data_folder)
     ann, found, calibration, probe = conversion.load_conversion(experiment, settings, data, data_folder, device or torch.device("cpu"), folder)
     options: dict[str, Any] = {name: getattr(settings, name) for name in ("firing", "layout", "transform")}
-    full = TimeWindows.uniform(found.layers, conversion.FULL)
+    full = TimeWindows.uniform(found.layers, settings.damage_full)
 
     def make(windows: TimeWindows) -> SpikingNetwork:
         return found.at(windows, bias_correction=settings.bias_correction, **options)
