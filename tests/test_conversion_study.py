@@ -116,6 +116,36 @@ def test_a_comparison_of_conversions_end_to_end(tmp_path):
         load_run(tmp_path / "out", tmp_path)
 
 
+@pytest.mark.parametrize("agreement", [0.0, 100.0])
+def test_damage_is_measured_where_asked_and_agreement_with_the_ann_can_be_expected(tmp_path, agreement):
+    small_cifar(tmp_path)
+    torch.manual_seed(0)
+    torch.save(CifarResNet(10).state_dict(), tmp_path / "ann.th")
+    changes = ("conversion.probe=20", "conversion.means=[300]", "conversion.allocators=['damage']", "conversion.damage_windows=[40]",
+               "conversion.damage_full=90", "conversion.longest=400", f"expect.points=[[300, 0.0, {agreement}]]")  # fmt: skip
+    metrics = run(config.parse(TEXT, "test", changes), tmp_path / "out", data_folder=tmp_path)
+    (row,) = metrics["rows"]
+    assert all(list(points) == ["40"] for points in json.loads((tmp_path / "out/metrics.json").read_text())["damage"].values())
+    assert 300 < row["max"] <= 400
+    assert metrics["expectation_met"] == (row["agreement"] >= agreement)
+    assert agreement == 0 or row["agreement"] < 100  # so that either case is seen
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("conversion.damage_windows=[2, 64]",), "all shorter than the full one"),
+        (("conversion.damage_windows=[]",), "windows of at least one step"),
+        (("conversion.means=[300]",), "longest is 255; it must be at least the largest"),
+        (("conversion.longest=100000",), "at most 65536"),
+        (("expect.points=[[8.0]]",), "a point is a mean window"),
+    ],
+)
+def test_settings_of_damage_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(teas.TeasError, match=message):
+        config.parse(TEXT, "test", changes)
+
+
 def test_retraining_from_an_untrained_ann_to_a_network_that_evaluates_again(tmp_path):
     small_cifar(tmp_path)
     recipe = "{epochs = 1, rate = 0.01}"
@@ -246,7 +276,7 @@ def test_bad_conversions_are_refused(change, message):
 
 
 def test_every_allocator_has_a_style_of_its_own():
-    from teas.study import config, figures
+    from teas.study import conversion_config, figures
 
-    styles = [tuple(sorted(figures.STYLE[name].items())) for name in (*config.ALLOCATORS, config.LEARNED)]
+    styles = [tuple(sorted(figures.STYLE[name].items())) for name in (*conversion_config.ALLOCATORS, conversion_config.LEARNED)]
     assert len(set(styles)) == len(styles)

@@ -16,8 +16,8 @@ from teas.files import write_atomically
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
-from teas.study.config import RetrainingConfig
 from teas.study.conversion import Comparison, retrain
+from teas.study.conversion_config import RetrainingConfig
 from teas.study.experiment import EVALUATION_BATCH, add_unlabelled, open_folder
 from teas.study.explore import ALLOCATORS, COSTS, MEANS, Point, candidates, judged, measure, measured_points
 from teas.study.hooks import Hooks

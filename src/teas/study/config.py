@@ -11,24 +11,15 @@ from teas.adapt.objective import LOSSES
 from teas.adapt.schedule import Adjustment
 from teas.adapt.training import PRECISIONS
 from teas.ann.architectures import ARCHITECTURES, Design
-from teas.ann.convert import check_margin
-from teas.ann.networks import ANNS
-from teas.ann.thresholds import METHODS
-from teas.ann.training import Recipe
 from teas.errors import TeasError, check_choice
-from teas.exchange.native import MAX_WINDOW
 from teas.spiking.network import Semantics
 from teas.study.ablation_arms import AblationConfig
 from teas.study.augmentation import AUGMENTATIONS
+from teas.study.conversion_config import ALLOCATORS, LEARNED, ConversionConfig, RetrainingConfig
 from teas.study.data import READERS
 from teas.study.tables import build, check_positive
 
-RANDOM = "random"  # as weights: none, only to try the road
 CONTROLS = ("uniform", "shuffled")
-ALLOCATORS = ("uniform", "damage", "activity", "activity_root", "shuffled", "staircase")
-DAMAGE_WINDOWS = (2, 4, 8, 16, 32)
-LONGEST = 255  # counts up to 255 fit a byte
-LEARNED = "learned"  # by gradient, from uniform windows: only while retraining
 
 
 @dataclass(frozen=True)
@@ -152,107 +143,6 @@ class WindowsConfig:
     def adjustment(self) -> Adjustment:
         """The schedule as training takes it."""
         return Adjustment(self.every, self.layers, self.fraction, self.mean, self.exponent, self.score)
-
-
-@dataclass(frozen=True)
-class ConversionConfig:
-    """An ANN to convert, how its thresholds are fitted, and the allocators to compare at which mean windows, without retraining.
-
-    weights: a file, relative to the data folder or in full, or `random`, to try the road without; pretraining: how to train the ANN, from
-    these weights or from none. margin: see `convert`.
-    calibration, probe: training samples for thresholds, and for activity and damage. classes: of the ANN, where the data has fewer.
-    damage_windows, damage_full: windows at which the damage of one layer is measured, and the window of all others then. longest: no layer is
-    allocated more steps.
-    """
-
-    weights: str = ""
-    classes: int = 0
-    pretraining: Recipe | None = None
-    architecture: str = "resnet20"
-    threshold: str = "mse"
-    per_channel: bool = True
-    v0: float = 0.5
-    margin: float = 1.0
-    bias_correction: bool = False
-    calibration: int = 1000
-    probe: int = 1000
-    means: tuple[float, ...] = (45, 32, 16, 8, 4)
-    allocators: tuple[str, ...] = ("uniform", "damage", "activity", "activity_root", "shuffled")
-    firing: str = "two_phase"
-    layout: str = "first"
-    transform: str = "firing_potential"
-    damage_windows: tuple[int, ...] = DAMAGE_WINDOWS
-    damage_full: int = 64
-    longest: int = LONGEST
-
-    def __post_init__(self) -> None:
-        if not self.weights and self.pretraining is None:
-            raise TeasError("a conversion needs a trained ANN: give conversion.weights, a file, or conversion.pretraining, how to train it")
-        check_choice("conversion.architecture", self.architecture, tuple(ANNS))
-        check_choice("conversion.threshold", self.threshold, METHODS)
-        check_margin(self.margin, self.threshold)
-        for allocator in self.allocators:
-            check_choice("an allocator", allocator, ALLOCATORS)
-        for mean in self.means:
-            if not mean >= 1:
-                raise TeasError(f"conversion.means has {mean}; every layer needs at least one step")
-        if not self.damage_windows or not 1 <= min(self.damage_windows) <= max(self.damage_windows) < self.damage_full:
-            raise TeasError(
-                f"conversion.damage_windows are {list(self.damage_windows)} and conversion.damage_full {self.damage_full}; give windows of at least one step, "
-                "all shorter than the full one"
-            )
-        if not max(self.means, default=1) <= self.longest <= MAX_WINDOW:
-            raise TeasError(f"conversion.longest is {self.longest}; it must be at least the largest of conversion.means, and at most {MAX_WINDOW}")
-        check_positive("conversion.calibration", self.calibration)
-        check_positive("conversion.probe", self.probe)
-
-
-@dataclass(frozen=True)
-class RetrainingConfig:
-    """Converted networks to retrain with their windows in the loop: at which mean windows, allocated how (or `learned`), and by which recipe.
-
-    The recipe trains quantised activations, which is two-phase firing; with `recipe.together` one network for all of these windows. through_time:
-    epochs after it, step by step under the conversion's own firing, layout and transform (STBP, Eqs. 4 and 5), which immediate firing needs;
-    through_time_rate: their learning rate. unlabelled: another data set, whose training images are learned from too, by the ANN's answers
-    alone; an epoch then is one pass over both. tuned: epochs in which thresholds and biases alone are fitted to the ANN's logits on the
-    calibration inputs, instead of the recipe (see `Conversion.tuned`); 0 for none.
-    teachers: run folders of networks for the same data that teach in place of the ANN; before training they answer each training image in `views`
-    augmented views, and training draws from these. A teacher so many times larger costs no more than one of the network's own size.
-    """
-
-    means: tuple[float, ...] = (4,)
-    allocators: tuple[str, ...] = ("uniform", "damage")
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=20, rate=0.03, weight_decay=1e-4, distillation=0.5))
-    through_time: int = 0
-    through_time_rate: float = 1e-4
-    unlabelled: str = ""
-    tuned: int = 0
-    teachers: tuple[str, ...] = ()
-    views: int = 8
-
-    def __post_init__(self) -> None:
-        check_positive("retraining.views", self.views)
-        if self.teachers and (self.unlabelled or self.tuned or self.recipe.mixup or self.recipe.mirrored or not self.recipe.distillation):
-            raise TeasError(
-                "retraining.teachers answer to the training images alone, each view once: leave out unlabelled, tuned, recipe.mixup and recipe.mirrored, "
-                "and set recipe.distillation above 0"
-            )
-        if self.tuned < 0 or (self.tuned and (self.recipe.together or self.through_time or self.unlabelled or LEARNED in self.allocators)):
-            raise TeasError(
-                "retraining.tuned is a number of epochs and takes the place of the recipe: leave out together, through_time, unlabelled and learned"
-            )
-        if self.unlabelled and not self.recipe.distillation:
-            raise TeasError(f"retraining.unlabelled is {self.unlabelled!r}: without labels only the ANN can teach; set recipe.distillation above 0")
-        check_positive("retraining.through_time_rate", self.through_time_rate)
-        if self.through_time < 0:
-            raise TeasError(f"retraining.through_time is {self.through_time}; it is a number of epochs, 0 for none")
-        for allocator in self.allocators:
-            check_choice("an allocator of retraining", allocator, (*ALLOCATORS, LEARNED))
-        if LEARNED in self.allocators and self.recipe.together:
-            raise TeasError("learned windows change while they are learned: leave recipe.together out")
-        for mean in self.means:
-            if not mean >= 1:
-                raise TeasError(f"retraining.means has {mean}; every layer needs at least one step")
 
 
 @dataclass(frozen=True)

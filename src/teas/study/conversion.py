@@ -31,7 +31,8 @@ from teas.exchange.weights import load_weights
 from teas.spiking.network import Output, SpikingNetwork
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
-from teas.study.config import LEARNED, LONGEST, RANDOM, ConversionConfig, Experiment, RetrainingConfig
+from teas.study.config import Experiment
+from teas.study.conversion_config import LEARNED, LONGEST, RANDOM, ConversionConfig, RetrainingConfig
 from teas.study.energy import costs, count_operations, total
 from teas.study.hooks import Hooks
 from teas.study.metrics import latency

@@ -18,8 +18,8 @@ from teas.files import write_atomically
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
 from teas.study import figures
-from teas.study.config import DAMAGE_WINDOWS, LONGEST
 from teas.study.conversion import allocated, fast
+from teas.study.conversion_config import DAMAGE_WINDOWS, LONGEST
 from teas.study.energy import REGIMES
 from teas.study.experiment import EVALUATION_BATCH, raster
 from teas.study.hooks import Hooks
