@@ -27,8 +27,8 @@ from teas.engine import ENGINES, quantise
 from teas.spiking.network import SpikingNetwork
 from teas.study.cascade import by_damage, halves
 from teas.study.conversion import paired_p_value
-from teas.study.experiment import load_run
 from teas.study.hooks import Hooks
+from teas.study.run_folder import load_run
 from teas.study.subject import Cache, fingerprint, open_subject
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from teas.adapt import allocation
 from teas.study import config
 from teas.study.conversion import fast, load_conversion
 from teas.study.data import loader
-from teas.study.experiment import load_data
+from teas.study.run_folder import load_data
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments/cifar10_resnet20_immediate.toml"
 MEAN = 45

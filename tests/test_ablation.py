@@ -13,6 +13,7 @@ from teas.study.config import parse
 from teas.study.hooks import Hooks
 from teas.study.metrics import evaluate
 from teas.study.report import findings, header, note, table_rows, write_report
+from teas.study.run_folder import load_run
 
 SMALL = """
 name = "arms"
@@ -74,7 +75,7 @@ def test_every_arm_starts_from_one_network_and_ends_at_the_budget(done):
 
 def test_the_network_of_an_ablation_evaluates_to_its_figures(done):
     folder, metrics, _ = done
-    network, data, _ = experiments.load_run(folder)
+    network, data, _ = load_run(folder)
     found = evaluate(network, datasets.loader(data.test, 500))
     assert found.accuracy == metrics["seeds"]["0"]["arms"]["regularised"]["accuracy"]
 

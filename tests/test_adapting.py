@@ -31,11 +31,13 @@ def test_a_conversion_adapts_to_a_folder_that_evaluates(tmp_path, monkeypatch, r
     again = json.loads(done.stdout)
     assert again["windows"] == tested["windows"] == json.loads((where / "windows.json").read_text())
     assert (again["accuracy"], again["spikes"]) == (tested["accuracy"], tested["spikes"])
-    if retraining:  # the unlabelled images that it asks for are read before anything is measured
-        text = (tmp_path / "tiny.toml").read_text().replace('"tiny"', '"more"').replace("0.01}", "0.01, distillation = 1.0}\nunlabelled = 'cifar100'")
-        (tmp_path / "more.toml").write_text(text)
-        with pytest.raises(library.TeasError, match="cifar-100-binary nor"):
-            adapting.run(tmp_path / "more.toml", tmp_path, **options, out=tmp_path / "more")
+    # The unlabelled images and the teachers that a retraining asks for are read before anything is measured.
+    for asked, message in (("unlabelled = 'cifar100'", "cifar-100-binary nor"), ("teachers = ['gone']", "gone is not a teas run folder")):
+        if retraining:
+            text = (tmp_path / "tiny.toml").read_text().replace('"tiny"', f'"{asked[:8]}"').replace("0.01}", f"0.01, distillation = 1.0}}\n{asked}")
+            (tmp_path / "more.toml").write_text(text.replace("validation = 20", "validation = 20\naugmentation = 'crop_flip'"))
+            with pytest.raises(library.TeasError, match=message):
+                adapting.run(tmp_path / "more.toml", tmp_path, **options, out=tmp_path / asked[:8])
     (tmp_path / "other.toml").write_text(TEXT)
     with pytest.raises(library.TeasError, match="other settings"):
         adapting.run(tmp_path / "other.toml", tmp_path, **options, out=where)

@@ -18,10 +18,11 @@ from teas.exchange.weights import load_weights
 from teas.study import config
 from teas.study import data as datasets
 from teas.study.conversion import paired_p_value
-from teas.study.experiment import load_run, pack, run
+from teas.study.experiment import run
 from teas.study.hooks import Hooks
 from teas.study.metrics import evaluate
 from teas.study.report import findings, table_rows, write_report
+from teas.study.run_folder import load_run, pack
 
 
 def test_weights_in_each_wrapping(tmp_path):

@@ -7,9 +7,9 @@ import pytest
 from teas.study import config
 from teas.study.baselines import PRICES, findings, table
 from teas.study.energy import REGIMES
-from teas.study.experiment import open_folder
 from teas.study.paper import TABLE2
 from teas.study.reproduce import TARGETS
+from teas.study.run_folder import open_folder
 from test_cli import SMALL, teas
 
 WINDOWS = {"a": 60, "b": 30}

@@ -10,8 +10,9 @@ import teas
 from teas.ann.training import Recipe, train
 from teas.study import config, teaching
 from teas.study import data as datasets
-from teas.study.experiment import load_run, run
+from teas.study.experiment import run
 from teas.study.hooks import Hooks
+from teas.study.run_folder import load_run
 from test_conversion_study import TEXT, small_cifar
 from test_quantised import Net, samples, student
 

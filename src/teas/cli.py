@@ -120,8 +120,9 @@ def demo(out: Annotated[Path, typer.Option("--out", help="Run folder; an earlier
     import torch
 
     from teas.study.config import parse
-    from teas.study.experiment import read_marker, run
+    from teas.study.experiment import run
     from teas.study.report import write_report
+    from teas.study.run_folder import read_marker
 
     torch.set_num_threads(1)  # a network this small is faster on one, and the figures then do not depend on the number of cores
     experiment = parse(resources.files("teas.study").joinpath("demo.toml").read_text(), "the demo")
@@ -194,8 +195,8 @@ def evaluate(
 @guarded
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")], as_json: JSON = False) -> None:
     """Draw the pictures and the report page of a finished run again, and print its table."""
-    from teas.study.experiment import read_metrics
     from teas.study.report import write_report
+    from teas.study.run_folder import read_metrics
 
     page = write_report(folder)
     if as_json:
@@ -314,9 +315,9 @@ def pack(
     data: DataFolder = None,
 ) -> None:
     """Keep a run's adapted network in a small folder that `teas evaluate` takes."""
-    from teas.study import experiment as experiments
+    from teas.study import run_folder
 
-    print(experiments.pack(folder, out, bits, data))
+    print(run_folder.pack(folder, out, bits, data))
 
 
 @app.command()
@@ -326,7 +327,7 @@ def engines(
 ) -> None:
     """Which engines can execute a run's adapted network, in the order that `auto` tries them, and why the others can't."""
     from teas.study.bench import engines_table
-    from teas.study.experiment import load_run
+    from teas.study.run_folder import load_run
 
     found = engines_table(load_run(folder, data)[0].eval())
     if as_json:

@@ -18,11 +18,13 @@ from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
 from teas.study.conversion import Comparison, retrain
 from teas.study.conversion_config import RetrainingConfig
-from teas.study.experiment import EVALUATION_BATCH, add_unlabelled, open_folder
+from teas.study.experiment import EVALUATION_BATCH
 from teas.study.explore import ALLOCATORS, COSTS, MEANS, Point, candidates, judged, measure, measured_points
 from teas.study.hooks import Hooks
 from teas.study.metrics import evaluate
+from teas.study.run_folder import open_folder
 from teas.study.subject import Cache, Subject, fingerprint, locate, open_subject
+from teas.study.teaching import add_answers, add_unlabelled
 
 FILES = ("weights.safetensors", "windows.json", "front.json")
 
@@ -47,7 +49,8 @@ def run(
     open_folder(experiment, folder, data_folder, resume=True)
     subject = open_subject(path, data_folder, device=torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     if subject.converted:
-        subject = replace(subject, data=add_unlabelled(subject.data, experiment, data_folder))
+        data = add_unlabelled(subject.data, experiment, data_folder)
+        subject = replace(subject, data=add_answers(data, experiment, data_folder, subject.folder, hooks))
     cache = Cache(source / "cache", fingerprint(path, data_folder))
     points = measured_points(subject, cache, allocators, means, hooks)
     networks: dict[int, SpikingNetwork] = {}

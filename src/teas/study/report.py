@@ -10,8 +10,8 @@ from typing import Any
 
 from teas.files import write_atomically
 from teas.study import ablation_report, figures, figures_training, profile
-from teas.study.experiment import open_run, read_metrics
 from teas.study.page import energy_tables, page_data
+from teas.study.run_folder import open_run, read_metrics
 
 CONVERSION_HEADER = ["allocator", "mean window", "accuracy %", "as the ANN %", "p against uniform", "op-weighted", "max", "sum", "Mops/image"]
 HEADER = ["network", "accuracy %", "mean window", "op-weighted", "max", "sum", "spikes/image", "nJ FP32", "nJ INT8"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from teas.errors import TeasError, check_choice
 from teas.files import write_atomically
-from teas.study import baselines, config, experiment, figures, profile, report
+from teas.study import baselines, config, experiment, figures, profile, report, run_folder
 from teas.study import data as datasets
 from teas.study.experiment import EVALUATION_BATCH
 from teas.study.hooks import Hooks
@@ -59,9 +59,9 @@ def metrics_of(name: str, place: Place) -> tuple[dict[str, Any] | None, str]:
         return None, ""
     page = config.read(toml)
     if (folder / "metrics.json").exists():
-        if experiment.open_run(folder)[0] != page:
+        if run_folder.open_run(folder)[0] != page:
             return None, f"{folder} was run with other settings than {toml} has now; move it away, and {command}"
-        return experiment.read_metrics(folder), command
+        return run_folder.read_metrics(folder), command
     ready = page.conversion and page.conversion.weights and not (page.conversion.pretraining or page.retraining)
     if not (ready or place.train):
         return None, f"it trains; {command}"

@@ -21,8 +21,8 @@ from teas.spiking.time_windows import TimeWindows
 from teas.study import config, conversion
 from teas.study import data as datasets
 from teas.study.config import Experiment
-from teas.study.experiment import holds_network, load_data, load_run, open_folder, open_run, read_marker
 from teas.study.imagenet import Pictures
+from teas.study.run_folder import holds_network, load_data, load_run, open_folder, open_run, read_marker
 
 PROBED = 1000  # inputs that activity and damage are measured on
 

@@ -1,7 +1,8 @@
-"""Networks that teach: their answers to fixed augmented views of the training images, found once, before the training that learns from them."""
+"""What a retraining learns from beside the training images: unlabelled ones, or larger networks' answers to fixed views, found once before it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ from teas.files import write_atomically
 from teas.spiking.network import SpikingNetwork
 from teas.study import data as datasets
 from teas.study.augmentation import AUGMENTATIONS
+from teas.study.config import Experiment
 from teas.study.conversion import fast
 from teas.study.hooks import Hooks
 from teas.study.imagenet import Pictures
+from teas.study.run_folder import load_run
 
 BATCH = 100  # images a teacher answers at once: its counts then stay in a processor's cache
 Teacher = tuple[SpikingNetwork, datasets.Images]  # and its training images, for what it normalises by
@@ -108,3 +111,30 @@ def _known(path: Path, images: int, views: int) -> list[Tensor]:
     if header.get("views") != json.dumps(views) or answers.dim() != 3 or answers.shape[1] != images:
         raise TeasError(f"{path} holds answers to other views; delete it to ask again")
     return list(answers)
+
+
+def add_unlabelled(data: datasets.Data, experiment: Experiment, folder: Path | None, download: bool = False) -> datasets.Data:
+    """The data with the unlabelled images that the experiment's retraining asks for, if any; only a retraining has to read them."""
+    if experiment.retraining is None or not experiment.retraining.unlabelled:
+        return data
+    return dataclasses.replace(data, lessons=datasets.with_unlabelled(data.train, experiment.retraining.unlabelled, folder, download))
+
+
+def add_answers(data: datasets.Data, experiment: Experiment, data_folder: Path | None, folder: Path, hooks: Hooks) -> datasets.Data:
+    """The data with views of its training images, answered by the teachers that the experiment's retraining names, if any.
+
+    Raises `TeasError` for a teacher that is missing, or of inputs of another shape or other classes.
+    """
+    config = experiment.retraining
+    if config is None or not config.teachers:
+        return data
+    check_views(data.train)
+    teachers = []
+    for name in config.teachers:
+        network, known, _ = load_run(Path(name), data_folder)
+        if (known.shape, known.classes) != (data.shape, data.classes):
+            raise TeasError(f"the teacher {name} sees inputs {known.shape} of {known.classes} classes; {data.name!r} has {data.shape} of {data.classes}")
+        known.train.to(data.train.labels.device)
+        teachers.append((network.to(data.train.labels.device), known.train))
+    seed = experiment.seeds[0]
+    return dataclasses.replace(data, lessons=answered(data.train, teachers, config.views, seed, folder / "checkpoints" / "answers.safetensors", hooks))
