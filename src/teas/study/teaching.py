@@ -81,9 +81,9 @@ def answered(images: datasets.Images, teachers: Sequence[Teacher], views: int, s
             torch.stack([network(normaliser.normalised(part)) for network, normaliser in networks]).mean(0)
             for part in hooks.progress(parts, f"answers to view {view + 1}/{views}")
         ]
-        found.append(torch.cat(answers))
-        write_atomically(path, save({"answers": torch.stack(found).cpu()}, metadata={"views": json.dumps(views)}))
-    right = sum(float((answer.argmax(1) == images.labels.to(answer.device)).float().mean()) for answer in found) / views
+        found.append(torch.cat(answers).cpu())
+        write_atomically(path, save({"answers": torch.stack(found)}, metadata={"views": json.dumps(views)}))
+    right = sum(float((answer.argmax(1) == images.labels.cpu()).float().mean()) for answer in found) / views
     hooks.say(f"answers of {len(teachers)} to {views} views of {len(images)} images, {100 * right:.2f} % of them right")
     return Views(images, pixels, torch.stack(found).to(pixels.device))
 
