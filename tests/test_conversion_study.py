@@ -181,7 +181,7 @@ def test_unlabelled_images_are_learned_from_but_not_through_time(tmp_path, monke
         rows.tofile(tmp_path / f"cifar-100-binary/{name}.bin")
     changes = ("conversion.means=[]", "conversion.weights=''", "conversion.pretraining={epochs = 1}", "conversion.firing=immediate", "retraining.means=[2]",
                "retraining.allocators=['uniform']", "retraining.through_time=1", "retraining.unlabelled=cifar100")  # fmt: skip
-    with pytest.raises(teas.TeasError, match="only the ANN can teach"):
+    with pytest.raises(teas.TeasError, match="only a teacher"):
         config.parse(TEXT, "test", (*changes, "retraining.recipe={epochs = 1}"))
     experiment = config.parse(TEXT, "test", (*changes, "retraining.recipe={epochs = 1, distillation = 1.0}"))
     seen = []

@@ -108,9 +108,8 @@ def test_what_teachers_cannot_do_is_refused_before_work(tmp_path):
     taught = ("conversion.pretraining={epochs = 1}", "conversion.weights=''", "retraining.teachers=['gone']")
     for change, message in (
         ((), "distillation above 0"),
-        (("retraining.recipe={epochs = 1, distillation = 1.0, mirrored = true}",), "leave out unlabelled"),
-        (("retraining.recipe={epochs = 1, distillation = 1.0, mixup = 0.2}",), "leave out unlabelled"),
-        (("retraining.recipe={epochs = 1, distillation = 1.0}", "retraining.unlabelled=cifar100"), "leave out unlabelled"),
+        (("retraining.recipe={epochs = 1, distillation = 1.0, mirrored = true}",), "leave out tuned"),
+        (("retraining.recipe={epochs = 1, distillation = 1.0, mixup = 0.2}",), "leave out tuned"),
         (("retraining.recipe={epochs = 1, distillation = 1.0}", "retraining.views=0"), "views is 0"),
     ):
         with pytest.raises(teas.TeasError, match=message):
@@ -119,6 +118,23 @@ def test_what_teachers_cannot_do_is_refused_before_work(tmp_path):
         changes = (*taught, "retraining.recipe={epochs = 1, distillation = 1.0}", f"data.augmentation={augmentation}")
         with pytest.raises(teas.TeasError, match=message):
             run(config.parse(TEXT, "test", changes), tmp_path / augmentation, data_folder=tmp_path)
+
+
+def test_views_of_two_sets_are_drawn_as_one(tmp_path):
+    images = pictures()
+    whole = teaching.answered(images, [(network(0), images)], 2, 3, tmp_path / "one.safetensors", Hooks())
+    said = []
+    rest = images.part(7)
+    rest.labels = torch.full_like(rest.labels, teaching.UNLABELLED)
+    other = teaching.answered(rest, [(network(0), images)], 2, 4, tmp_path / "two.safetensors", Hooks(say=said.append))
+    assert said == ["answers of 1 to 2 views of 5 images without labels"]
+    both = teaching.joined(whole, other)
+    assert len(both) == 17
+    for number, (views, at) in enumerate([(whole, i) for i in range(12)] + [(other, i) for i in range(5)]):
+        torch.manual_seed(number)
+        found = both.__getitems__([number])
+        torch.manual_seed(number)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, views.__getitems__([at]), strict=True))
 
 
 def test_one_run_teaches_another(tmp_path):
@@ -132,7 +148,26 @@ def test_one_run_teaches_another(tmp_path):
     run(config.parse(TEXT, "test", changes), tmp_path / "two", data_folder=tmp_path, hooks=Hooks(say=said.append))
     assert any("answers of 1 to 2 views of 280 images" in line for line in said)
     assert (tmp_path / "two/checkpoints/answers.safetensors").exists()
+    (tmp_path / "cifar-100-binary").mkdir()
+    for name in ("train", "test"):
+        np.random.default_rng(1).integers(0, 100, (30, 3074), np.uint8).tofile(tmp_path / f"cifar-100-binary/{name}.bin")
+    said.clear()
+    more = config.parse(TEXT, "test", (*changes, "retraining.unlabelled=cifar100"))
+    run(more, tmp_path / "more", data_folder=tmp_path, hooks=Hooks(say=said.append))
+    assert any("answers of 1 to 2 views of 280 images," in line for line in said)
+    assert any("answers of 1 to 2 views of 30 images without labels" in line for line in said)
     assert load_run(tmp_path / "two")[0].windows == load_run(tmp_path / "one")[0].windows
+
+    # A run may start from the network of another: at a rate of next to nothing it ends where that one did.
+    start = ("retraining.recipe={epochs = 1, rate = 1e-12, distillation = 0.9}", f"retraining.start='{tmp_path / 'two'}'", "retraining.teachers=[]")
+    run(config.parse(TEXT, "test", (*changes, *start)), tmp_path / "same", data_folder=tmp_path)
+    one, two, same = (load_run(tmp_path / name)[0].module.get_submodule("linear").weight.detach() for name in ("one", "two", "same"))
+    torch.testing.assert_close(same, two, atol=1e-6, rtol=0)
+    assert float((same - one).abs().max()) > 1e-3
+    with pytest.raises(teas.TeasError, match="one network to train further"):
+        config.parse(TEXT, "test", (*changes, *start, "retraining.recipe={epochs = 1, together = [2, 4]}"))
+    with pytest.raises(teas.TeasError, match="gone is not a teas run folder"):
+        run(config.parse(TEXT, "test", (*changes, *start, "retraining.start=gone")), tmp_path / "none", data_folder=tmp_path)
 
     digits = "name='digits'\n[data]\naugmentation='shift'\n[conversion]\nweights='random'\n"
     wrong = config.parse(digits, "test", (f"retraining.teachers=['{tmp_path / 'one'}']", "retraining.recipe={epochs = 1, distillation = 0.9}"))

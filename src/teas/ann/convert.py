@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from teas.ann.activations import Activation, find_activations, refuse_unconvertible, traced
 from teas.ann.bias import channel_means, correct_biases
 from teas.ann.quantised import SMALLEST, QuantisedReLU
-from teas.ann.thresholds import METHODS, Samples, fit
+from teas.ann.thresholds import METHODS, OUTPUT, Samples, fit, fits
 from teas.ann.tuning import tune
 from teas.errors import TeasError, check_choice
 from teas.spiking.network import SpikingNetwork
@@ -24,6 +24,7 @@ from teas.spiking.time_windows import TimeWindows
 
 _PROBE, _SUSPICIOUS = 64, 0.25
 _KEPT_VALUES = 2_000_000  # input values kept for bias correction: 650 images of CIFAR, 16 of ImageNet
+_HELD_OUT = 16  # inputs to choose thresholds on, where those are chosen by the output
 _BATCH_VALUES = 200_000  # and at a time, of which the first are for the report: 65 images of CIFAR, 8 of ImageNet
 
 
@@ -67,12 +68,16 @@ class Conversion:
         activations: list[Activation],
         samples: dict[str, Samples],
         batches: tuple[Tensor, ...],
+        held_out: tuple[Tensor, ...],
+        method: str,
         options: dict[str, Any],
     ):
         self._ann, self._graph, self._activations, self._samples, self._batches = ann, graph, activations, samples, batches
+        self._held_out = held_out
         self._fitted: dict[tuple[str, int], Tensor] = {}
+        self._answers: list[Tensor] = []
         self._mean: dict[str, Tensor] = {}
-        self._options, self._v0 = options, float(options["v0"])
+        self._method, self._options, self._v0 = method, options, float(options["v0"])
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -141,8 +146,19 @@ class Conversion:
             return activation.quantised.threshold.detach().clamp_min(SMALLEST)
         key = (activation.name, window)
         if key not in self._fitted:
-            self._fitted[key] = fit(self._samples[activation.name], window, ceiling=activation.ceiling, **self._options)
+            samples, options = self._samples[activation.name], {**self._options, "ceiling": activation.ceiling}
+            found = fits(samples, window, **options) if self._method == OUTPUT else [fit(samples, window, self._method, **options)]
+            self._fitted[key] = found[0] if len(found) == 1 else min(found, key=lambda threshold: self._output_error(activation, threshold, window))
         return self._fitted[key]
+
+    @torch.no_grad()
+    def _output_error(self, activation: Activation, threshold: Tensor, window: int) -> float:
+        """The squared error of the ANN's output on inputs that no threshold was fitted to, when this layer alone is quantised."""
+        exact: dict[str, nn.Module] = {a.name: a.quantised or nn.Hardtanh(0.0, a.ceiling) for a in self._activations}
+        if not self._answers:
+            self._answers = [_with_modules(self._graph, exact).eval()(inputs) for inputs in self._held_out]
+        changed = _with_modules(self._graph, exact | {activation.name: QuantisedReLU(threshold, window, self._v0)}).eval()
+        return sum(float((changed(inputs) - answer).square().sum()) for inputs, answer in zip(self._held_out, self._answers, strict=True))
 
     @torch.no_grad()
     def report(self, network: SpikingNetwork) -> list[LayerReport]:
@@ -198,8 +214,10 @@ def check_margin(margin: float, threshold: str) -> None:
     """Raise `TeasError` for a margin of thresholds that is none, or that the method leaves no room for."""
     if not 1 <= margin < math.inf:
         raise TeasError(f"margin is {margin}; it is how many times the largest activation seen a threshold is, at least 1")
-    if margin != 1 and threshold != "maximum":
-        raise TeasError(f"margin {margin:g} goes with thresholds by maximum, not by {threshold}; set threshold to 'maximum', or leave the margin out")
+    if margin != 1 and threshold not in ("maximum", OUTPUT):
+        raise TeasError(
+            f"margin {margin:g} goes with thresholds by maximum, not by {threshold}; set threshold to 'maximum' or {OUTPUT!r}, or leave the margin out"
+        )
 
 
 @torch.no_grad()
@@ -215,14 +233,17 @@ def convert(
     """Convert a trained ANN whose activations are ReLUs (clipped ones too) to a spiking network of integrate-and-fire neurons.
 
     calibration: batches of inputs `[batch, *shape]`, or of tuples that begin with them; a few hundred training samples are enough.
-    threshold: `mse` (least squared error at the layer's window), `percentile` (99.9th), or `maximum`; for each channel, or each layer.
+    threshold: `mse` (least squared error at the layer's window), `percentile` (99.9th), or `maximum`; for each channel, or each layer. `output`: in each
+    layer whichever of these, and of `maximum` with its margin, changes the ANN's output least with this layer alone quantised, on the first batches of
+    the calibration (16 inputs or more), which none is fitted to. It takes three or four passes over these for every layer and window.
     v0: potential at the start of a window, in thresholds; 0.5 makes the neurons round to nearest.
-    margin: with `maximum`, how many times the largest activation seen the threshold is; above 1 where inputs to come may go beyond the calibration's.
+    margin: with `maximum` (or `output`), how many times the largest activation seen the threshold is; above 1 where inputs to come may go beyond
+    the calibration's.
 
     Raises `TeasError`, before any other work, with a list of every operation that can't be converted, its source line and a way out; and for
     a network without ReLU, one that can't be traced, or calibration data that is empty or not finite.
     """
-    check_choice("threshold", threshold, METHODS)
+    check_choice("threshold", threshold, (*METHODS, OUTPUT))
     check_margin(margin, threshold)
     graph = traced(ann)
     refuse_unconvertible(graph)
@@ -234,16 +255,25 @@ def convert(
     graph.delete_all_unused_submodules()
     recording = _with_modules(graph, recorders).eval()
     kept: list[Tensor] = []
+    held_out: list[Tensor] = []
     for batch in calibration:
         inputs = batch if isinstance(batch, Tensor) else batch[0]
         if not inputs.isfinite().all():
             raise TeasError("the calibration inputs have NaN or infinite values; clean the data first")
-        recording(inputs)
+        if threshold == OUTPUT and sum(map(len, held_out)) < _HELD_OUT:
+            held_out.append(inputs)
+        else:
+            recording(inputs)
         if sum(part.numel() for part in kept) < _KEPT_VALUES:
             kept.append(inputs)
     if not kept or len(kept[0]) == 0:
         raise TeasError("calibration needs at least one batch of inputs; the data is empty")
-    conversion = Conversion(ann, graph, activations, samples, _kept(kept), {"method": threshold, "v0": v0, "per_channel": per_channel, "margin": margin})
+    if any(sample.maximum is None for sample in samples.values()):
+        raise TeasError(
+            f"threshold {OUTPUT!r} chooses on the first {_HELD_OUT} inputs or more, whole batches, and fits to the others; got {sum(map(len, held_out))} "
+            "in all: give more batches"
+        )
+    conversion = Conversion(ann, graph, activations, samples, _kept(kept), tuple(held_out), threshold, {"v0": v0, "per_channel": per_channel, "margin": margin})
     probed = conversion.at({a.name: a.quantised.window if a.quantised else _PROBE for a in activations})
     suspicious = [f"{row.layer} ({100 * row.error:.0f} %)" for row in conversion.report(probed) if row.error > _SUSPICIOUS]
     if suspicious:

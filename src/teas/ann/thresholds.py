@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 METHODS = ("mse", "percentile", "maximum")
+OUTPUT = "output"  # whichever of these serves the network's output best, layer by layer
 _KEPT = 40_000  # samples kept per batch and layer, shared by its channels
 _CANDIDATES = 80
 
@@ -65,3 +66,9 @@ def fit(samples: Samples, window: int, method: str, v0: float, ceiling: float, p
             best, error = torch.where(found < error, candidate[:, 0], best), torch.minimum(found, error)
     best = best.clamp(min=smallest).clamp_max(ceiling)
     return best if per_channel else best[0]
+
+
+def fits(samples: Samples, window: int, v0: float, ceiling: float, per_channel: bool, margin: float) -> list[Tensor]:
+    """What each method gives, see `fit`; `maximum` also with its margin, where there is one."""
+    found = [fit(samples, window, method, v0, ceiling, per_channel) for method in METHODS]
+    return found if margin == 1 else [*found, fit(samples, window, "maximum", v0, ceiling, per_channel, margin)]

@@ -24,7 +24,7 @@ from teas.study.hooks import Hooks
 from teas.study.metrics import evaluate
 from teas.study.run_folder import open_folder
 from teas.study.subject import Cache, Subject, fingerprint, locate, open_subject
-from teas.study.teaching import add_answers, add_unlabelled
+from teas.study.teaching import add_answers, add_unlabelled, starting_network
 
 FILES = ("weights.safetensors", "windows.json", "front.json")
 
@@ -50,12 +50,13 @@ def run(
     subject = open_subject(path, data_folder, device=torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     if subject.converted:
         data = add_unlabelled(subject.data, experiment, data_folder)
+        start = starting_network(experiment, data, data_folder)
         subject = replace(subject, data=add_answers(data, experiment, data_folder, subject.folder, hooks))
     cache = Cache(source / "cache", fingerprint(path, data_folder))
     points = measured_points(subject, cache, allocators, means, hooks)
     networks: dict[int, SpikingNetwork] = {}
     if experiment.retraining and subject.converted:
-        for point, network in retrained(subject, cache, experiment.retraining, hooks):
+        for point, network in retrained(subject, cache, experiment.retraining, hooks, start):
             networks[len(points)] = network
             points.append(point)
 
@@ -71,13 +72,15 @@ def run(
     return found, folder
 
 
-def retrained(subject: Subject, cache: Cache, config: RetrainingConfig, hooks: Hooks) -> Iterator[tuple[Point, SpikingNetwork]]:
+def retrained(
+    subject: Subject, cache: Cache, config: RetrainingConfig, hooks: Hooks, start: SpikingNetwork | None = None
+) -> Iterator[tuple[Point, SpikingNetwork]]:
     """Every network that the table [retraining] asks for, with its figures on held-out images; an interrupted training continues."""
     assert subject.converted is not None
     assert subject.ann is not None
     conversion, calibration = subject.converted
     semantics = asdict(subject.make(subject.full).semantics)
-    ready = Comparison(subject.ann, conversion, calibration, {}, {}, semantics, subject.experiment.seeds[0])
+    ready = Comparison(subject.ann, conversion, calibration, {}, {}, semantics, subject.experiment.seeds[0], start=start)
     for allocator, target, windows in candidates(subject, cache, config.allocators, config.means, hooks):
         if allocator in config.allocators:
             network = retrain(ready, config, windows, allocator, subject.experiment.data.batch, subject.data, subject.folder, hooks)

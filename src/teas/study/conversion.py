@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from teas.ann.many_windows import Together, recalibrate
 from teas.ann.networks import build_ann
 from teas.ann.quantised import quantised_activations, set_windows
 from teas.ann.training import train
+from teas.ann.unfolding import unfold
 from teas.engine import choose_engine
 from teas.errors import TeasError
 from teas.exchange.weights import load_weights
@@ -75,7 +76,7 @@ def paired_p_value(ours: Tensor, theirs: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is fixed while allocators are compared: the ANN, its conversion, and what was measured on training images to allocate by."""
+    """What is fixed while allocators are compared: the ANN, its conversion, what was measured on training images to allocate by, and a retraining's start."""
 
     ann: nn.Module
     conversion: Conversion
@@ -85,6 +86,7 @@ class Comparison:
     semantics: dict[str, Any]
     seed: int
     longest: int = LONGEST
+    start: SpikingNetwork | None = None
 
     def windows(self, allocator: str, mean: float) -> TimeWindows:
         """The windows of an allocator at a mean."""
@@ -92,8 +94,9 @@ class Comparison:
 
 
 def convert_and_compare(
-    experiment: Experiment, config: ConversionConfig, data: datasets.Data, data_folder: Path | None, folder: Path, device: torch.device, hooks: Hooks
-) -> tuple[dict[str, Any], SpikingNetwork | None]:
+    experiment: Experiment, config: ConversionConfig, data: datasets.Data, data_folder: Path | None, folder: Path, device: torch.device, hooks: Hooks,
+    start: SpikingNetwork | None = None,
+) -> tuple[dict[str, Any], SpikingNetwork | None]:  # fmt: skip
     """Convert the experiment's ANN, allocate windows in every way asked for, and measure each on the test set, converted and retrained.
 
     Returns the content of metrics.json, and the retrained network at the smallest mean window that still meets the expectation, or else at the
@@ -104,7 +107,7 @@ def convert_and_compare(
     wanted = predictions_on(ann, data.test)
     ann_correct = wanted == data.test.labels
     hooks.say(f"ANN: {100 * ann_correct.float().mean():.2f} % of {len(ann_correct)} test images")
-    found = measure(ann, conversion, calibration, probe, experiment, config, hooks)
+    found = replace(measure(ann, conversion, calibration, probe, experiment, config, hooks), start=start)
     rows = []
 
     def converted(windows: TimeWindows, _: str) -> SpikingNetwork:
@@ -217,6 +220,10 @@ def retrain(
     name = "together" if together else f"{allocator}-{windows.mean:.4g}"
     trainable = found.conversion.trainable
     student: nn.Module = Together({steps: trainable(steps) for steps in together}) if together else trainable(windows)
+    if found.start:
+        unfold(student, found.start, found.calibration)
+        if not learned:
+            set_windows(student, windows)
     batches = datasets.loader(data.lessons or data.train, batch, shuffle_seed=found.seed)
     train(
         student, batches, config.recipe, teacher=found.ann, budget=windows.sum if learned else None, seed=found.seed,

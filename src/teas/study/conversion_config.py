@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from teas.ann.convert import check_margin
 from teas.ann.networks import ANNS
-from teas.ann.thresholds import METHODS
+from teas.ann.thresholds import METHODS, OUTPUT
 from teas.ann.training import Recipe
 from teas.errors import TeasError, check_choice
 from teas.exchange.native import MAX_WINDOW
@@ -54,7 +54,7 @@ class ConversionConfig:
         if not self.weights and self.pretraining is None:
             raise TeasError("a conversion needs a trained ANN: give conversion.weights, a file, or conversion.pretraining, how to train it")
         check_choice("conversion.architecture", self.architecture, tuple(ANNS))
-        check_choice("conversion.threshold", self.threshold, METHODS)
+        check_choice("conversion.threshold", self.threshold, (*METHODS, OUTPUT))
         check_margin(self.margin, self.threshold)
         for allocator in self.allocators:
             check_choice("an allocator", allocator, ALLOCATORS)
@@ -78,11 +78,12 @@ class RetrainingConfig:
 
     The recipe trains quantised activations, which is two-phase firing; with `recipe.together` one network for all of these windows. through_time:
     epochs after it, step by step under the conversion's own firing, layout and transform (STBP, Eqs. 4 and 5), which immediate firing needs;
-    through_time_rate: their learning rate. unlabelled: another data set, whose training images are learned from too, by the ANN's answers
+    through_time_rate: their learning rate. unlabelled: another data set, whose training images are learned from too, by the teacher's answers
     alone; an epoch then is one pass over both. tuned: epochs in which thresholds and biases alone are fitted to the ANN's logits on the
     calibration inputs, instead of the recipe (see `Conversion.tuned`); 0 for none.
-    teachers: run folders of networks for the same data that teach in place of the ANN; before training they answer each training image in `views`
+    teachers: run folders of networks for the same data that teach in place of the ANN; before training they answer each image, labelled or not, in `views`
     augmented views, and training draws from these. A teacher so many times larger costs no more than one of the network's own size.
+    start: a run folder of the same architecture, whose network training starts from instead of the ANN; learned windows start from its own.
     """
 
     means: tuple[float, ...] = (4,)
@@ -94,20 +95,22 @@ class RetrainingConfig:
     tuned: int = 0
     teachers: tuple[str, ...] = ()
     views: int = 8
+    start: str = ""
 
     def __post_init__(self) -> None:
         check_positive("retraining.views", self.views)
-        if self.teachers and (self.unlabelled or self.tuned or self.recipe.mixup or self.recipe.mirrored or not self.recipe.distillation):
+        if self.teachers and (self.tuned or self.recipe.mixup or self.recipe.mirrored or not self.recipe.distillation):
             raise TeasError(
-                "retraining.teachers answer to the training images alone, each view once: leave out unlabelled, tuned, recipe.mixup and recipe.mirrored, "
-                "and set recipe.distillation above 0"
+                "retraining.teachers answer to fixed views, once: leave out tuned, recipe.mixup and recipe.mirrored, and set recipe.distillation above 0"
             )
+        if self.start and (self.tuned or self.recipe.together):
+            raise TeasError("retraining.start is one network to train further: leave out tuned and recipe.together")
         if self.tuned < 0 or (self.tuned and (self.recipe.together or self.through_time or self.unlabelled or LEARNED in self.allocators)):
             raise TeasError(
                 "retraining.tuned is a number of epochs and takes the place of the recipe: leave out together, through_time, unlabelled and learned"
             )
         if self.unlabelled and not self.recipe.distillation:
-            raise TeasError(f"retraining.unlabelled is {self.unlabelled!r}: without labels only the ANN can teach; set recipe.distillation above 0")
+            raise TeasError(f"retraining.unlabelled is {self.unlabelled!r}: without labels only a teacher can be learned from; set recipe.distillation above 0")
         check_positive("retraining.through_time_rate", self.through_time_rate)
         if self.through_time < 0:
             raise TeasError(f"retraining.through_time is {self.through_time}; it is a number of epochs, 0 for none")

@@ -43,6 +43,13 @@ class Images(Dataset[Any]):
         twin.augmentation = "none"
         return twin
 
+    def part(self, start: int) -> Images:
+        """The images from this one on, of those kept in memory."""
+        assert isinstance(self.images, Tensor)
+        rest = copy.copy(self)
+        rest.images, rest.labels = self.images[start:], self.labels[start:]
+        return rest
+
     def __len__(self) -> int:
         return len(self.labels)
 

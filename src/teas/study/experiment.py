@@ -30,7 +30,7 @@ from teas.study.hooks import Hooks
 from teas.study.metrics import Metrics, evaluate, spread
 from teas.study.plan import describe
 from teas.study.run_folder import load_data, open_folder, read_metrics
-from teas.study.teaching import add_answers, add_unlabelled
+from teas.study.teaching import add_answers, add_unlabelled, starting_network
 
 EVALUATION_BATCH = 500
 
@@ -100,9 +100,10 @@ def run(
     data = add_unlabelled(load_data(experiment, data_folder, download), experiment, data_folder, download)
     for images in (data.train, data.validation, data.test, *filter(None, [data.lessons])):
         images.to(accelerator.device)
+    start = starting_network(experiment, data, data_folder)
     data = add_answers(data, experiment, data_folder, folder, hooks)
     if experiment.conversion:
-        result, network = convert_and_compare(experiment, experiment.conversion, data, data_folder, folder, accelerator.device, hooks)
+        result, network = convert_and_compare(experiment, experiment.conversion, data, data_folder, folder, accelerator.device, hooks, start)
         return _finish(result, network, folder, accelerator, keep_checkpoints=True)
     for line in describe(experiment, stages(experiment), len(data.train)):
         hooks.say(line)

@@ -1,7 +1,8 @@
-"""What a retraining learns from beside the training images: unlabelled ones, or larger networks' answers to fixed views, found once before it."""
+"""What a retraining starts from, and learns from beside the training images: unlabelled ones, or larger networks' answers to fixed views."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from teas.ann.training import UNLABELLED
 from teas.engine import choose_engine, quantise
 from teas.errors import TeasError
 from teas.files import write_atomically
@@ -83,9 +85,20 @@ def answered(images: datasets.Images, teachers: Sequence[Teacher], views: int, s
         ]
         found.append(torch.cat(answers).cpu())
         write_atomically(path, save({"answers": torch.stack(found)}, metadata={"views": json.dumps(views)}))
-    right = sum(float((answer.argmax(1) == images.labels.cpu()).float().mean()) for answer in found) / views
-    hooks.say(f"answers of {len(teachers)} to {views} views of {len(images)} images, {100 * right:.2f} % of them right")
+    labels = images.labels.cpu()
+    right = sum(float((answer.argmax(1) == labels).float().mean()) for answer in found) / views
+    judged = f", {100 * right:.2f} % of them right" if bool((labels != UNLABELLED).all()) else " without labels"
+    hooks.say(f"answers of {len(teachers)} to {views} views of {len(images)} images{judged}")
     return Views(images, pixels, torch.stack(found).to(pixels.device))
+
+
+def joined(first: Views, second: Views) -> Views:
+    """Views of two sets of images as one, normalised as the first."""
+    images = copy.copy(first)
+    assert isinstance(first.images, Tensor)
+    assert isinstance(second.images, Tensor)
+    images.images, images.labels = torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels])
+    return Views(images, torch.cat([first.pixels, second.pixels], 1), torch.cat([first.answers, second.answers], 1))
 
 
 def engine(network: SpikingNetwork) -> Callable[[Tensor], Tensor]:
@@ -113,6 +126,13 @@ def _known(path: Path, images: int, views: int) -> list[Tensor]:
     return list(answers)
 
 
+def starting_network(experiment: Experiment, data: datasets.Data, data_folder: Path | None) -> SpikingNetwork | None:
+    """The network that the experiment's retraining starts from, if it is not its ANN's; raises `TeasError` where it is missing."""
+    if experiment.retraining is None or not experiment.retraining.start:
+        return None
+    return load_run(Path(experiment.retraining.start), data_folder)[0].to(data.train.labels.device)
+
+
 def add_unlabelled(data: datasets.Data, experiment: Experiment, folder: Path | None, download: bool = False) -> datasets.Data:
     """The data with the unlabelled images that the experiment's retraining asks for, if any; only a retraining has to read them."""
     if experiment.retraining is None or not experiment.retraining.unlabelled:
@@ -121,7 +141,7 @@ def add_unlabelled(data: datasets.Data, experiment: Experiment, folder: Path | N
 
 
 def add_answers(data: datasets.Data, experiment: Experiment, data_folder: Path | None, folder: Path, hooks: Hooks) -> datasets.Data:
-    """The data with views of its training images, answered by the teachers that the experiment's retraining names, if any.
+    """The data with views of its training images, and of unlabelled ones, answered by the teachers that the experiment's retraining names, if any.
 
     Raises `TeasError` for a teacher that is missing, or of inputs of another shape or other classes.
     """
@@ -136,5 +156,11 @@ def add_answers(data: datasets.Data, experiment: Experiment, data_folder: Path |
             raise TeasError(f"the teacher {name} sees inputs {known.shape} of {known.classes} classes; {data.name!r} has {data.shape} of {data.classes}")
         known.train.to(data.train.labels.device)
         teachers.append((network.to(data.train.labels.device), known.train))
-    seed = experiment.seeds[0]
-    return dataclasses.replace(data, lessons=answered(data.train, teachers, config.views, seed, folder / "checkpoints" / "answers.safetensors", hooks))
+
+    def asked(images: datasets.Images, name: str) -> Views:
+        return answered(images, teachers, config.views, experiment.seeds[0], folder / "checkpoints" / f"{name}.safetensors", hooks)
+
+    lessons = asked(data.train, "answers")
+    if data.lessons:
+        lessons = joined(lessons, asked(data.lessons.part(len(data.train)), "answers_unlabelled"))
+    return dataclasses.replace(data, lessons=lessons)

@@ -1,0 +1,63 @@
+"""A converted network made trainable again answers as it did, with batch norms that have something to normalise."""
+
+import pytest
+import torch
+from torch import nn
+
+import teas
+from teas.ann.quantised import quantised_activations
+from teas.ann.resnet import CifarResNet
+from teas.ann.unfolding import unfold
+from test_convert import Nasty
+
+
+def pair(make, channels):
+    """A converted network of other weights, windows and biases than the trainable one beside it."""
+    torch.manual_seed(0)
+    inputs = torch.randn(64, channels, 8, 8)
+    first, second = make().eval(), make().eval()
+    network = teas.convert(first, [inputs]).at({name: 3 + i for i, name in enumerate(teas.convert(first, [inputs]).layers)}, bias_correction=True)
+    return network, teas.convert(second, [inputs]).trainable(5), inputs
+
+
+def assert_same(student, network, inputs):
+    wanted, found = network(inputs).logits.detach(), student(inputs).detach()
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02  # a current at a border between levels may round to either side
+
+
+def test_the_answers_and_windows_are_those_of_the_network_and_weights_keep_their_length():
+    network, student, inputs = pair(Nasty, 2)
+
+    def lengths(module):
+        return module.get_submodule("stem").weight.detach().flatten(1).norm(dim=1)
+
+    before = lengths(student)
+    unfold(student, network, [inputs])
+    assert_same(student.eval(), network, inputs)
+    assert {name: layer.window for name, layer in quantised_activations(student).items()} == dict(network.windows)
+    torch.testing.assert_close(lengths(student), before)
+    again = teas.convert(student.eval(), [inputs]).at(network.windows)
+    torch.testing.assert_close(again.module.stem.weight, network.module.stem.weight)
+    torch.testing.assert_close(again.module.stem.bias, network.module.stem.bias)
+    torch.testing.assert_close(again.module.head.weight, network.module.head.weight)
+
+
+def test_batch_norms_normalise_the_inputs_that_they_were_put_in_for():
+    network, student, inputs = pair(lambda: CifarResNet(3, blocks=1, width=4), 3)
+    unfold(student, network, [inputs])
+    assert_same(student.train(), network, inputs)  # in training it is the statistics of the batch that count
+    assert_same(student.eval(), network, inputs)
+
+
+def test_what_does_not_fit_is_refused():
+    network, student, inputs = pair(Nasty, 2)
+    with pytest.raises(teas.TeasError, match="the data is empty"):
+        unfold(student, network, [])
+    narrow = teas.convert(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), [inputs])
+    wide = teas.convert(nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU()).eval(), [inputs])
+    with pytest.raises(teas.TeasError, match=r"thresholds of 2 has shape \[4\] here, shape \[6\] there"):
+        unfold(narrow.trainable(2), wide.at(2), [inputs])
+    with pytest.raises(teas.TeasError, match="has the layers 2; the one to train"):
+        unfold(student, narrow.at(2), [inputs])
+    with pytest.raises(teas.TeasError, match="not a network made by"):
+        unfold(nn.Linear(2, 2), network, [inputs])
