@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 
 from teas.ann.activations import Activation, find_activations, refuse_unconvertible, traced
 from teas.ann.bias import channel_means, correct_biases
-from teas.ann.quantised import SMALLEST, QuantisedReLU
+from teas.ann.quantised import SMALLEST, QuantisedReLU, set_windows
 from teas.ann.thresholds import METHODS, OUTPUT, Samples, fit, fits
 from teas.ann.tuning import tune
+from teas.ann.unfolding import unfold
 from teas.errors import TeasError, check_choice
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.neuron import IF, Amplitude
@@ -101,15 +102,20 @@ class Conversion:
         network = SpikingNetwork(module, steps, **{"firing": "two_phase", **semantics}).eval()
         return correct_biases(network, self._means(), self._batches) if bias_correction else network
 
-    def trainable(self, windows: TimeWindows | Mapping[str, int] | int) -> nn.Module:
+    def trainable(self, windows: TimeWindows | Mapping[str, int] | int, *, start: SpikingNetwork | None = None) -> nn.Module:
         """A copy of the ANN for any training loop, its activations quantised as these windows make them, with thresholds that learn.
 
         Batch norms are kept, to be folded when the trained copy is converted in its turn: `convert(copy, calibration).at(windows)` spikes
         exactly as often as the copy's activations say, and one step of training costs one pass whatever the windows are.
+        start: a converted network of the same architecture, trained before, whose weights and thresholds the copy takes instead (see `unfold`).
         """
         steps = TimeWindows.uniform(self.layers, windows) if isinstance(windows, int) else TimeWindows(dict(windows))
         steps.validate(self.layers)
-        return self._student(steps, fold=False)
+        student = self._student(steps, fold=False)
+        if start:
+            unfold(student, start, self._batches)
+            set_windows(student, steps)
+        return student
 
     def tuned(
         self,

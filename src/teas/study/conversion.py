@@ -25,7 +25,6 @@ from teas.ann.many_windows import Together, recalibrate
 from teas.ann.networks import build_ann
 from teas.ann.quantised import quantised_activations, set_windows
 from teas.ann.training import train
-from teas.ann.unfolding import unfold
 from teas.engine import choose_engine
 from teas.errors import TeasError
 from teas.exchange.weights import load_weights
@@ -218,12 +217,8 @@ def retrain(
         return found.conversion.tuned(windows, parts, epochs=config.tuned).at(windows, **found.semantics)
     learned, together = allocator == LEARNED, config.recipe.together
     name = "together" if together else f"{allocator}-{windows.mean:.4g}"
-    trainable = found.conversion.trainable
-    student: nn.Module = Together({steps: trainable(steps) for steps in together}) if together else trainable(windows)
-    if found.start:
-        unfold(student, found.start, found.calibration)
-        if not learned:
-            set_windows(student, windows)
+    trainable, before = found.conversion.trainable, found.start.windows if learned and found.start else windows
+    student: nn.Module = Together({steps: trainable(steps) for steps in together}) if together else trainable(before, start=found.start)
     batches = datasets.loader(data.lessons or data.train, batch, shuffle_seed=found.seed)
     train(
         student, batches, config.recipe, teacher=found.ann, budget=windows.sum if learned else None, seed=found.seed,
