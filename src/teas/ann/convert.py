@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from teas.ann.activations import Activation, find_activations, refuse_unconvertible, traced
 from teas.ann.bias import channel_means, correct_biases
+from teas.ann.histogram import Histogram
 from teas.ann.quantised import SMALLEST, QuantisedReLU, set_windows
 from teas.ann.thresholds import METHODS, OUTPUT, Samples, fit, fits
 from teas.ann.tuning import tune
@@ -240,8 +241,9 @@ def convert(
 
     calibration: batches of inputs `[batch, *shape]`, or of tuples that begin with them; a few hundred training samples are enough.
     threshold: `mse` (least squared error at the layer's window), `percentile` (99.9th), or `maximum`; for each channel, or each layer. `output`: in each
-    layer whichever of these, and of `maximum` with its margin, changes the ANN's output least with this layer alone quantised, on the first batches of
-    the calibration (16 inputs or more), which none is fitted to. It takes three or four passes over these for every layer and window.
+    layer whichever of these (`mse` of all activations, not a sample; it and `maximum` with and without the margin) changes the ANN's output least with
+    this layer alone quantised, on the first batches of the calibration (16 inputs or more), which none is fitted to. That takes three to five passes
+    over these for every layer and window.
     v0: potential at the start of a window, in thresholds; 0.5 makes the neurons round to nearest.
     margin: with `maximum` (or `output`), how many times the largest activation seen the threshold is; above 1 where inputs to come may go beyond
     the calibration's.
@@ -256,7 +258,7 @@ def convert(
     activations = find_activations(graph)
     if not activations:
         raise TeasError(f"{type(ann).__name__} has no ReLU at all, so it would become no spiking layer; only ReLU networks can be converted")
-    samples = {activation.name: Samples() for activation in activations}
+    samples = {activation.name: Samples(histogram=Histogram() if threshold == OUTPUT else None) for activation in activations}
     recorders: dict[str, nn.Module] = {a.name: _Recorder(a, samples[a.name]) for a in activations}
     graph.delete_all_unused_submodules()
     recording = _with_modules(graph, recorders).eval()

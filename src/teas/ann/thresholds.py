@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from teas.ann.histogram import Histogram
+
 METHODS = ("mse", "percentile", "maximum")
 OUTPUT = "output"  # whichever of these serves the network's output best, layer by layer
 _KEPT = 40_000  # samples kept per batch and layer, shared by its channels
@@ -15,16 +17,19 @@ _CANDIDATES = 80
 
 @dataclass
 class Samples:
-    """Activations of one layer seen so far: a sample of them and the exact maximum, per channel."""
+    """Activations of one layer seen so far: a sample of them and the exact maximum, per channel; all of them in bins, where there is a histogram."""
 
     batches: list[Tensor] = field(default_factory=list)  # each [channel, n]
     maximum: Tensor | None = None
+    histogram: Histogram | None = None
 
     def add(self, activations: Tensor) -> None:
         """Keep an even share of a batch of activations, `[batch, channel, *position]`."""
         flat = activations.detach().float().flatten(2).transpose(0, 1).flatten(1) if activations.dim() > 2 else activations.detach().float().T
         most = flat.amax(1)
         self.maximum = most if self.maximum is None else torch.maximum(self.maximum, most)
+        if self.histogram:
+            self.histogram.add(flat)
         stride = max(1, flat.numel() // _KEPT)
         # A stride that shares a factor with the width would sample the same columns of every image.
         while stride > 1 and any(stride % p == 0 for p in (2, 3, 5, 7)):
@@ -45,7 +50,7 @@ def fit(samples: Samples, window: int, method: str, v0: float, ceiling: float, p
     """Thresholds for a window, one number or one per channel `[channel]`; never above the ceiling of a clipped activation.
 
     `maximum`: the largest activation seen, times `margin` for what was not seen. `percentile`: the 99.9th. `mse`: the one that minimises the
-    mean squared error of `quantised` over the samples, searched on a grid of fractions of the maximum.
+    mean squared error of `quantised` over the samples, or all activations where there is a histogram, searched on a grid of fractions of the maximum.
     """
     assert samples.maximum is not None
     values = samples.values()
@@ -59,16 +64,19 @@ def fit(samples: Samples, window: int, method: str, v0: float, ceiling: float, p
         rank = max(1, round(0.999 * values.shape[1]))
         best = values.kthvalue(rank, dim=1).values
     else:
-        best, error = maximum.clone(), torch.full_like(maximum, float("inf"))
+        best, error = maximum.clone(), torch.full_like(maximum, float("inf"), dtype=torch.float64)
         for fraction in torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES):
-            candidate = (fraction * maximum).clamp_min(smallest)[:, None]
-            found = (quantised(values, candidate, window, v0) - values).square().mean(1)
-            best, error = torch.where(found < error, candidate[:, 0], best), torch.minimum(found, error)
+            candidate = (fraction * maximum).clamp_min(smallest)
+            if samples.histogram:
+                found = samples.histogram.squared_error(candidate, window, v0)
+            else:
+                found = (quantised(values, candidate[:, None], window, v0) - values).square().mean(1)
+            best, error = torch.where(found < error, candidate, best), torch.minimum(found, error)
     best = best.clamp(min=smallest).clamp_max(ceiling)
     return best if per_channel else best[0]
 
 
 def fits(samples: Samples, window: int, v0: float, ceiling: float, per_channel: bool, margin: float) -> list[Tensor]:
-    """What each method gives, see `fit`; `maximum` also with its margin, where there is one."""
+    """What each method gives, see `fit`; `mse` and `maximum` also times the margin, where there is one."""
     found = [fit(samples, window, method, v0, ceiling, per_channel) for method in METHODS]
-    return found if margin == 1 else [*found, fit(samples, window, "maximum", v0, ceiling, per_channel, margin)]
+    return found if margin == 1 else [*found, *((margin * threshold).clamp_max(ceiling) for threshold in (found[0], found[2]))]
