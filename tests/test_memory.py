@@ -43,6 +43,31 @@ def test_bits_come_back(shape):
     assert torch.equal(from_bits(bits, train.shape, train.dtype), train)
 
 
+def test_bits_come_back_in_the_order_of_memory():
+    train = (torch.rand(3, 5, 4, 7) < 0.3).float().contiguous(memory_format=torch.channels_last)
+    found = from_bits(to_bits(train), train.shape, train.dtype, channels_last=True)
+    assert torch.equal(found, train)
+    assert found.stride() == train.stride()
+
+
+def test_channels_that_lie_last_stay_there_and_learn_the_same():
+    inputs = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    gradients = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 6, 3, bias=False), torch.nn.BatchNorm2d(6), teas.IF(), torch.nn.Conv2d(6, 4, 3), teas.IF(), torch.nn.Flatten(),
+            torch.nn.Linear(64, 3),
+        )  # fmt: skip
+        net = teas.SpikingNetwork(module.double(), 5).train().to(memory_format=order)
+        output = net(inputs.contiguous(memory_format=order), keep_spikes=True)
+        assert all(layer.spikes.flatten(0, 1).is_contiguous(memory_format=order) for layer in output.record.values())
+        output.logits.square().sum().backward()
+        gradients.append([parameter.grad.contiguous() for parameter in net.parameters() if parameter.grad is not None])
+    torch.testing.assert_close(*gradients)
+    assert all(bool(gradient.abs().sum() > 0) for gradient in gradients[0])
+
+
 def test_recomputation_changes_no_bit_of_weights_and_statistics():
     plain, small = network(dropout=0.3), network(dropout=0.3)
     first, second = (step(net, *examples(), regulariser="sound", strength=0.1, recompute=flag) for net, flag in ((plain, False), (small, True)))

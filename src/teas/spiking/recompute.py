@@ -13,21 +13,28 @@ from torch.utils.checkpoint import checkpoint
 
 from teas.spiking.neuron import Emission
 
+_LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # channels of an image moved last, and back
 _DIAGONAL, _LOWEST = 0x8040201008040201 - 2**64, 0x0101010101010101
 
 
 def to_bits(train: Tensor) -> Tensor:
-    """A tensor of 0 and 1 as bytes of eight bits each, in its own order, padded with zeros."""
-    flat = train.to(torch.uint8).flatten()
+    """A tensor of 0 and 1 as bytes of eight bits each, in the order of its memory where channels lie last, padded with zeros."""
+    flat = (train.permute(*_LAST) if _channels_last(train) else train).to(torch.uint8).flatten()
     eight = nn.functional.pad(flat, (0, -len(flat) % 8)).view(torch.int64)
     # One product moves the eight ones and zeros of a word into its highest byte, a bit each, the first one highest.
     return (eight * _DIAGONAL).view(torch.uint8)[7::8].contiguous()
 
 
-def from_bits(bits: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def from_bits(bits: Tensor, shape: torch.Size, dtype: torch.dtype, channels_last: bool = False) -> Tensor:
     """The tensor that `to_bits` packed."""
-    spread = (bits.to(torch.int64) * _DIAGONAL).bitwise_right_shift_(7).bitwise_and_(_LOWEST)
-    return spread.view(torch.uint8)[: shape.numel()].view(shape).to(dtype)
+    spread = (bits.to(torch.int64) * _DIAGONAL).bitwise_right_shift_(7).bitwise_and_(_LOWEST).view(torch.uint8)[: shape.numel()]
+    if channels_last:
+        return spread.view([shape[axis] for axis in _LAST]).permute(*_FIRST).to(dtype)
+    return spread.view(shape).to(dtype)
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 @contextlib.contextmanager
@@ -36,7 +43,7 @@ def kept_as_bits(trains: Sequence[Tensor]) -> Iterator[None]:
     binary = {train.data_ptr() for train in trains}
 
     def pack(tensor: Tensor) -> Any:
-        return (to_bits(tensor), tensor.shape, tensor.dtype) if tensor.data_ptr() in binary and tensor.is_floating_point() else tensor
+        return (to_bits(tensor), tensor.shape, tensor.dtype, _channels_last(tensor)) if tensor.data_ptr() in binary and tensor.is_floating_point() else tensor
 
     def unpack(kept: Any) -> Tensor:
         return from_bits(*kept) if isinstance(kept, tuple) else kept

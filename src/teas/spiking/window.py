@@ -87,7 +87,7 @@ def _kernels(current: Tensor, threshold: Tensor) -> ModuleType | None:
 
 def _fire(current: Tensor, threshold: Tensor, neuron: IF, leak: float, steps: int, once: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes of every step, sums of firing potentials, and potentials left, of currents `[time or 1, batch, *neuron]`."""
-    spikes, fired, charged = current.new_empty(steps, *current.shape[1:]), torch.zeros_like(current[0]), torch.empty_like(current[0])
+    spikes, fired, charged = room_like(current, steps), torch.zeros_like(current[0]), torch.empty_like(current[0])
     neurons = _Charging(current[0], threshold, neuron, leak, once)
     for t, spike in enumerate(spikes):
         neurons.step(current[min(t, len(current) - 1)], charged, spike)
@@ -130,11 +130,19 @@ def _gradients(
     return potentials, of_thresholds, of_leaks
 
 
+def room_like(current: Tensor, steps: int) -> Tensor:
+    """Room for `steps` steps `[time, batch, *neuron]`, each laid out in memory as those of the currents, so that convolutions need no other order."""
+    folded = current.flatten(0, 1)
+    last = folded.dim() == 4 and not folded.is_contiguous() and folded.is_contiguous(memory_format=torch.channels_last)
+    shape, order = (steps * current.shape[1], *current.shape[2:]), torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=current.dtype, device=current.device, memory_format=order).view(steps, *current.shape[1:])
+
+
 class _Charging:
     """Neurons in the middle of their window."""
 
     def __init__(self, like: Tensor, threshold: Tensor, neuron: IF, leak: float, once: bool):
-        self.potential = (neuron.v0 * threshold).expand_as(like).clone()
+        self.potential = torch.empty_like(like).copy_(neuron.v0 * threshold)
         self._threshold, self._leak, self._subtracts, self._v_reset = threshold, leak, neuron.reset == "subtract", neuron.v_reset
         self._taken = threshold if neuron.reset_by == 1 else neuron.reset_by * threshold
         self._may = torch.ones_like(like) if once else None
@@ -153,7 +161,7 @@ class _Charging:
 
 def _charged(current: Tensor, threshold: Tensor, neuron: IF, leak: float, steps: int, once: bool, ours: bool) -> tuple[Tensor, Tensor | None]:
     """Potentials before the reset of every step, in the place of the currents where these are ours, and the spikes where potentials don't tell them."""
-    charged = current if ours and len(current) == steps else current.new_empty(steps, *current.shape[1:])
+    charged = current if ours and len(current) == steps else room_like(current, steps)
     spikes = torch.empty_like(charged) if once else None
     spike = torch.empty_like(charged[0])
     neurons = _Charging(charged[0], threshold, neuron, leak, once)

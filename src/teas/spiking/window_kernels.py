@@ -5,12 +5,14 @@ A GPU needs it, for there every step of the loop in Python is four launches and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from teas.spiking.window import room_like
 
 if TYPE_CHECKING:
     from teas.spiking.neuron import IF
@@ -123,7 +125,7 @@ def _shape_arguments(current: Tensor, threshold: Tensor) -> tuple[int, int, int]
 
 def forward(current: Tensor, threshold: Tensor, neuron: IF, leak: float, steps: int, once: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes `[time, batch, *neuron]`, sums of firing potentials and potentials left, `[batch, *neuron]`, of currents `[time or 1, batch, *neuron]`."""
-    spikes = _like(current, steps)
+    spikes = room_like(current, steps)
     fired, left = torch.empty_like(spikes[0]), torch.empty_like(spikes[0])
     size, inner, channels = _shape_arguments(current, threshold)
     _forward[(triton.cdiv(size, _BLOCK),)](
@@ -137,7 +139,7 @@ def backward(
     current: Tensor, threshold: Tensor, grad_spikes: Tensor, neuron: IF, leak: float, steps: int, once: bool, learns_threshold: bool, learns_leak: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of the currents `[time, batch, *neuron]`, of each neuron's threshold and of its leak, `[batch, *neuron]`, where these are learned."""
-    grad_current = _like(current, steps)
+    grad_current = room_like(current, steps)
     grad_spikes = _laid_out_as(grad_spikes, grad_current)
     to_threshold = torch.empty_like(grad_current[0]) if learns_threshold else None
     to_leak = torch.empty_like(grad_current[0]) if learns_leak else None
@@ -148,14 +150,6 @@ def backward(
         learns_threshold=learns_threshold, learns_leak=learns_leak, block=_BLOCK,
     )  # fmt: skip
     return grad_current, to_threshold, to_leak
-
-
-def _like(current: Tensor, steps: int) -> Tensor:
-    """Room for `steps` steps, each laid out as those of the currents."""
-    folded = current.flatten(0, 1)
-    order: Any = torch.contiguous_format if folded.is_contiguous() else torch.channels_last
-    room = torch.empty((steps * current.shape[1], *current.shape[2:]), dtype=current.dtype, device=current.device, memory_format=order)
-    return room.view(steps, *current.shape[1:])
 
 
 def _laid_out_as(tensor: Tensor, example: Tensor) -> Tensor:
