@@ -138,8 +138,9 @@ def test_a_suspicious_layer_is_named():
         def forward(self, x):
             return self.difference(self.relu(x + 0.01) - self.other(x))
 
-    with pytest.warns(UserWarning, match=r"difference.*more steps"):
+    with pytest.warns(UserWarning, match=r"difference.*more steps") as found:
         teas.convert(Cancelling(), [images(64, 5)])
+    assert found[0].filename == __file__  # it points at the line that converts, not into the library
 
 
 def test_report_names_every_layer():

@@ -169,6 +169,10 @@ def test_one_run_teaches_another(tmp_path):
     with pytest.raises(teas.TeasError, match="gone is not a teas run folder"):
         run(config.parse(TEXT, "test", (*changes, *start, "retraining.start=gone")), tmp_path / "none", data_folder=tmp_path)
 
+    other = (*changes, *start, "conversion.architecture=vgg16", f"retraining.start='{tmp_path / 'two'}'")
+    with pytest.raises(teas.TeasError, match="architecture, input shape and classes"):
+        run(config.parse(TEXT, "test", other), tmp_path / "none-either", data_folder=tmp_path)
+
     digits = "name='digits'\n[data]\naugmentation='shift'\n[conversion]\nweights='random'\n"
     wrong = config.parse(digits, "test", (f"retraining.teachers=['{tmp_path / 'one'}']", "retraining.recipe={epochs = 1, distillation = 0.9}"))
     with pytest.raises(teas.TeasError, match="'digits' has"):

@@ -49,10 +49,33 @@ def test_batch_norms_normalise_the_inputs_that_they_were_put_in_for():
     assert_same(student.eval(), network, inputs)
 
 
+class Bare(nn.Module):
+    """A convolution without any bias, and a batch norm without factors of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(2, 4, 3, bias=False), nn.Conv2d(4, 3, 3, bias=False), nn.BatchNorm2d(3, affine=False)
+
+    def forward(self, x):
+        return torch.relu(self.norm(self.second(torch.relu(self.first(x))))).mean((2, 3))
+
+
+def test_what_conversion_added_is_kept():
+    network, student, inputs = pair(Bare, 2)
+    assert network.module.first.bias is not None  # it was corrected
+    student.get_submodule("second").weight.data[1] = 0  # a filter without a length to keep
+    unfold(student, network, [inputs])
+    assert_same(student.eval(), network, inputs)
+    assert_same(student.train(), network, inputs)
+
+
 def test_what_does_not_fit_is_refused():
     network, student, inputs = pair(Nasty, 2)
     with pytest.raises(teas.TeasError, match="the data is empty"):
         unfold(student, network, [])
+    plain = teas.convert(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU()).eval(), [torch.randn(8, 2)])
+    with pytest.raises(teas.TeasError, match="at least two samples"):
+        unfold(plain.trainable(2), plain.at(2), [torch.randn(1, 2)])
     narrow = teas.convert(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), [inputs])
     wide = teas.convert(nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU()).eval(), [inputs])
     with pytest.raises(teas.TeasError, match=r"thresholds of 2 has shape \[4\] here, shape \[6\] there"):

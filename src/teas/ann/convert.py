@@ -261,28 +261,38 @@ def convert(
     samples = {activation.name: Samples(histogram=Histogram() if threshold == OUTPUT else None) for activation in activations}
     recorders: dict[str, nn.Module] = {a.name: _Recorder(a, samples[a.name]) for a in activations}
     graph.delete_all_unused_submodules()
-    recording = _with_modules(graph, recorders).eval()
-    kept: list[Tensor] = []
-    held_out: list[Tensor] = []
-    for batch in calibration:
-        inputs = batch if isinstance(batch, Tensor) else batch[0]
-        if not inputs.isfinite().all():
-            raise TeasError("the calibration inputs have NaN or infinite values; clean the data first")
-        if threshold == OUTPUT and sum(map(len, held_out)) < _HELD_OUT:
-            held_out.append(inputs)
-        else:
-            recording(inputs)
-        if sum(part.numel() for part in kept) < _KEPT_VALUES:
-            kept.append(inputs)
-    if not kept or len(kept[0]) == 0:
-        raise TeasError("calibration needs at least one batch of inputs; the data is empty")
+    kept, held_out = _record(_with_modules(graph, recorders).eval(), calibration, _HELD_OUT if threshold == OUTPUT else 0)
     if any(sample.maximum is None for sample in samples.values()):
         raise TeasError(
             f"threshold {OUTPUT!r} chooses on the first {_HELD_OUT} inputs or more, whole batches, and fits to the others; got {sum(map(len, held_out))} "
             "in all: give more batches"
         )
     conversion = Conversion(ann, graph, activations, samples, _kept(kept), tuple(held_out), threshold, {"v0": v0, "per_channel": per_channel, "margin": margin})
-    probed = conversion.at({a.name: a.quantised.window if a.quantised else _PROBE for a in activations})
+    _warn_of_suspicious(conversion, {a.name: a.quantised.window if a.quantised else _PROBE for a in activations})
+    return conversion
+
+
+def _record(recording: nn.Module, calibration: Iterable[Tensor | tuple[Tensor, ...]], held_out: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Run the calibration through a network that records; returns the first inputs, and the batches that were held out, of so many inputs or more."""
+    kept: list[Tensor] = []
+    out: list[Tensor] = []
+    for batch in calibration:
+        inputs = batch if isinstance(batch, Tensor) else batch[0]
+        if not inputs.isfinite().all():
+            raise TeasError("the calibration inputs have NaN or infinite values; clean the data first")
+        if sum(map(len, out)) < held_out:
+            out.append(inputs)
+        else:
+            recording(inputs)
+        if sum(part.numel() for part in kept) < _KEPT_VALUES:
+            kept.append(inputs)
+    if not kept or len(kept[0]) == 0:
+        raise TeasError("calibration needs at least one batch of inputs; the data is empty")
+    return kept, out
+
+
+def _warn_of_suspicious(conversion: Conversion, windows: dict[str, int]) -> None:
+    probed = conversion.at(windows)
     suspicious = [f"{row.layer} ({100 * row.error:.0f} %)" for row in conversion.report(probed) if row.error > _SUSPICIOUS]
     if suspicious:
         more = f" and {len(suspicious) - 5} more" if len(suspicious) > 5 else ""
@@ -290,6 +300,5 @@ def convert(
             f"at {probed.windows.max} steps these layers are more than {100 * _SUSPICIOUS:.0f} % away from the ANN's activations: "
             f"{', '.join(suspicious[:5])}{more}. Give them more steps, calibrate on more data, try another threshold "
             "method, or fine-tune the network with clipped activations.",
-            stacklevel=2,
+            stacklevel=4,
         )
-    return conversion

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,29 +37,15 @@ def unfold(student: nn.Module, network: SpikingNetwork, batches: Iterable[Tensor
         if node.op == "call_module" and node.target not in given and isinstance(norm := modules[node.target], _BatchNorm)
     }
     for name, module in modules.items():
-        if name not in folded and name in given and name not in activations:
-            source = {**given[name]._parameters, **given[name]._buffers}
-            for part, value in {**module._parameters, **module._buffers}.items():
-                if value is not None:
-                    _fill(value, source.get(part), f"{name}.{part}")
-    scales = {name: _refold(modules[name], given.get(name), norm, name) for name, norm in folded.items()}
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in folded}
-    hooks = [norm.register_forward_pre_hook(_observer(seen[name])) for name, norm in folded.items()]
-    training = student.training
-    student.eval()
-    for inputs in batches:
-        student(inputs)
-    student.train(training)
-    for hook in hooks:
-        hook.remove()
-    for name, norm in folded.items():
-        if not seen[name]:
-            raise TeasError("batch norms need at least one batch of inputs for their statistics; the data is empty")
-        mean, variance = (torch.stack(values).mean(0) for values in zip(*seen[name], strict=True))
-        norm.bias.add_(mean * scales[name])
-        norm.weight.copy_((variance + norm.eps).sqrt() * scales[name])
-        norm.running_mean.copy_(mean)  # type: ignore[union-attr]
-        norm.running_var.copy_(variance)  # type: ignore[union-attr]
+        if name in given and name not in folded and name not in activations:
+            _take(module, given[name], name)
+    ratios = {name: _refold(modules[name], given.get(name), norm, name) for name, norm in folded.items()}
+    for name, (mean, variance) in _moments(student, folded, batches).items():
+        norm = folded[name]
+        norm.bias.add_(mean * ratios[name])
+        norm.weight.copy_((variance + norm.eps).sqrt() * ratios[name])
+        _buffer(norm.running_mean).copy_(mean)
+        _buffer(norm.running_var).copy_(variance)
 
 
 def _fill(value: Tensor, source: Tensor | None, name: str) -> None:
@@ -68,26 +55,61 @@ def _fill(value: Tensor, source: Tensor | None, name: str) -> None:
     value.copy_(source)
 
 
+def _take(module: nn.Module, source: nn.Module, name: str) -> None:
+    """Give a module the parameters and buffers of another; a bias that it has not (corrected biases leave one) becomes its own."""
+    here, there = ({**each._parameters, **each._buffers} for each in (module, source))
+    for part, value in here.items():
+        if value is not None:
+            _fill(value, there.get(part), f"{name}.{part}")
+        elif there.get(part) is not None:
+            setattr(module, part, copy.deepcopy(there[part]))
+
+
 def _refold(linear: nn.Module, source: nn.Module | None, norm: _BatchNorm, name: str) -> Tensor:
     """Give a map the direction of a folded one and keep its length, with a batch norm that only undoes this; returns the ratio of lengths."""
     weight = linear.get_parameter("weight")
-    length = weight.flatten(1).norm(dim=1)
+    before = weight.flatten(1).norm(dim=1)
     _fill(weight, getattr(source, "weight", None), f"{name}.weight")
-    ratio = weight.flatten(1).norm(dim=1) / length
-    ratio = torch.where(ratio > 0, ratio, torch.ones_like(ratio))
+    after = weight.flatten(1).norm(dim=1)
+    ratio = torch.where((before > 0) & (after > 0), after / before, torch.ones_like(after))
     weight.div_(ratio.view(-1, *[1] * (weight.dim() - 1)))
     if getattr(linear, "bias", None) is not None:
         linear.get_parameter("bias").zero_()
-    norm.running_mean.zero_()  # type: ignore[union-attr]
-    norm.running_var.fill_(1 - norm.eps)  # type: ignore[union-attr]
+    if not norm.affine:
+        norm.affine, norm.weight, norm.bias = True, nn.Parameter(torch.ones_like(ratio)), nn.Parameter(torch.zeros_like(ratio))
+    _buffer(norm.running_mean).zero_()
+    _buffer(norm.running_var).fill_(1 - norm.eps)
     norm.weight.copy_(ratio)
     _fill(norm.bias, getattr(source, "bias", None), f"{name}.bias")
     return ratio
 
 
-def _observer(seen: list[tuple[Tensor, Tensor]]):  # type: ignore[no-untyped-def]
-    def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].transpose(0, 1).flatten(1)
-        seen.append((values.mean(1), values.var(1)))
+def _moments(student: nn.Module, norms: Mapping[str, _BatchNorm], batches: Iterable[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean over the batches of the mean and the variance that reach each batch norm, while all of them only undo what was done to the weights."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in norms}
 
-    return observe
+    def observe(name: str, values: Tensor) -> None:
+        flat = values.transpose(0, 1).flatten(1)
+        seen[name].append(torch.stack([flat.mean(1), flat.var(1)]))
+
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0])) for name, norm in norms.items()]
+    training = student.training
+    student.eval()
+    try:
+        for inputs in batches:
+            if len(inputs) < 2:
+                raise TeasError(f"the statistics of batch norms need batches of at least two samples; got one of {len(inputs)}")
+            student(inputs)
+    finally:
+        student.train(training)
+        for hook in hooks:
+            hook.remove()
+    if not all(seen.values()):
+        raise TeasError("the statistics of batch norms need at least one batch; the data is empty")
+    found = {name: torch.stack(moments).mean(0) for name, moments in seen.items()}
+    return {name: (moments[0], moments[1]) for name, moments in found.items()}
+
+
+def _buffer(value: Tensor | None) -> Tensor:
+    assert value is not None  # a batch norm without running statistics is never folded
+    return value

@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from teas.spiking.neuron import Emission
+from teas.spiking.window import has_channels_last
 
 _LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # channels of an image moved last, and back
 _DIAGONAL, _LOWEST = 0x8040201008040201 - 2**64, 0x0101010101010101
@@ -19,7 +20,7 @@ _DIAGONAL, _LOWEST = 0x8040201008040201 - 2**64, 0x0101010101010101
 
 def to_bits(train: Tensor) -> Tensor:
     """A tensor of 0 and 1 as bytes of eight bits each, in the order of its memory where channels lie last, padded with zeros."""
-    flat = (train.permute(*_LAST) if _channels_last(train) else train).to(torch.uint8).flatten()
+    flat = (train.permute(*_LAST) if has_channels_last(train) else train).to(torch.uint8).flatten()
     eight = nn.functional.pad(flat, (0, -len(flat) % 8)).view(torch.int64)
     # One product moves the eight ones and zeros of a word into its highest byte, a bit each, the first one highest.
     return (eight * _DIAGONAL).view(torch.uint8)[7::8].contiguous()
@@ -33,17 +34,15 @@ def from_bits(bits: Tensor, shape: torch.Size, dtype: torch.dtype, channels_last
     return spread.view(shape).to(dtype)
 
 
-def _channels_last(tensor: Tensor) -> bool:
-    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
-
-
 @contextlib.contextmanager
 def kept_as_bits(trains: Sequence[Tensor]) -> Iterator[None]:
     """What autograd keeps of these spike trains here, it keeps as bits."""
     binary = {train.data_ptr() for train in trains}
 
     def pack(tensor: Tensor) -> Any:
-        return (to_bits(tensor), tensor.shape, tensor.dtype, _channels_last(tensor)) if tensor.data_ptr() in binary and tensor.is_floating_point() else tensor
+        return (
+            (to_bits(tensor), tensor.shape, tensor.dtype, has_channels_last(tensor)) if tensor.data_ptr() in binary and tensor.is_floating_point() else tensor
+        )
 
     def unpack(kept: Any) -> Tensor:
         return from_bits(*kept) if isinstance(kept, tuple) else kept

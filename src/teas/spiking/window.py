@@ -130,11 +130,15 @@ def _gradients(
     return potentials, of_thresholds, of_leaks
 
 
+def has_channels_last(images: Tensor) -> bool:
+    """Whether images `[batch, channel, row, column]` lie in memory with their channels last, and not in their own order too."""
+    return images.dim() == 4 and not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+
+
 def room_like(current: Tensor, steps: int) -> Tensor:
     """Room for `steps` steps `[time, batch, *neuron]`, each laid out in memory as those of the currents, so that convolutions need no other order."""
-    folded = current.flatten(0, 1)
-    last = folded.dim() == 4 and not folded.is_contiguous() and folded.is_contiguous(memory_format=torch.channels_last)
-    shape, order = (steps * current.shape[1], *current.shape[2:]), torch.channels_last if last else torch.contiguous_format
+    order = torch.channels_last if has_channels_last(current.flatten(0, 1)) else torch.contiguous_format
+    shape = (steps * current.shape[1], *current.shape[2:])
     return torch.empty(shape, dtype=current.dtype, device=current.device, memory_format=order).view(steps, *current.shape[1:])
 
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from teas.spiking.window import room_like
+from teas.spiking.window import has_channels_last, room_like
 
 if TYPE_CHECKING:
     from teas.spiking.neuron import IF
@@ -114,7 +114,7 @@ def _inner(current: Tensor) -> int | None:
     folded = current.flatten(0, 1)
     if folded.is_contiguous():
         return folded[0, 0].numel() if folded.dim() > 1 else 1
-    return 1 if folded.dim() == 4 and folded.is_contiguous(memory_format=torch.channels_last) else None
+    return 1 if has_channels_last(folded) else None
 
 
 def _shape_arguments(current: Tensor, threshold: Tensor) -> tuple[int, int, int]:

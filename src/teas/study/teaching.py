@@ -127,10 +127,21 @@ def _known(path: Path, images: int, views: int) -> list[Tensor]:
 
 
 def starting_network(experiment: Experiment, data: datasets.Data, data_folder: Path | None) -> SpikingNetwork | None:
-    """The network that the experiment's retraining starts from, if it is not its ANN's; raises `TeasError` where it is missing."""
+    """The network that the experiment's retraining starts from, if it is not its ANN's.
+
+    Raises `TeasError` where it is missing, or of another architecture, before anything is trained.
+    """
     if experiment.retraining is None or not experiment.retraining.start:
         return None
-    return load_run(Path(experiment.retraining.start), data_folder)[0].to(data.train.labels.device)
+    name = experiment.retraining.start
+    network, known, before = load_run(Path(name), data_folder)
+    ours, theirs = (
+        (each.conversion.architecture if each.conversion else "none that was converted", each_data.shape, each_data.classes)
+        for each, each_data in ((experiment, data), (before, known))
+    )
+    if ours != theirs:
+        raise TeasError(f"retraining.start, {name}, has the architecture, input shape and classes {theirs}; the experiment has {ours}")
+    return network.to(data.train.labels.device)
 
 
 def add_unlabelled(data: datasets.Data, experiment: Experiment, folder: Path | None, download: bool = False) -> datasets.Data:
