@@ -40,9 +40,9 @@ def kept_as_bits(trains: Sequence[Tensor]) -> Iterator[None]:
     binary = {train.data_ptr() for train in trains}
 
     def pack(tensor: Tensor) -> Any:
-        return (
-            (to_bits(tensor), tensor.shape, tensor.dtype, has_channels_last(tensor)) if tensor.data_ptr() in binary and tensor.is_floating_point() else tensor
-        )
+        if tensor.data_ptr() not in binary or not tensor.is_floating_point():
+            return tensor
+        return to_bits(tensor), tensor.shape, tensor.dtype, has_channels_last(tensor)
 
     def unpack(kept: Any) -> Tensor:
         return from_bits(*kept) if isinstance(kept, tuple) else kept
