@@ -113,6 +113,8 @@ def test_a_comparison_of_conversions_end_to_end(tmp_path):
     assert "activity" in page
     assert len(table_rows(metrics)) == 6
     assert "Mean window 2" in findings(metrics)[1]
+    alone = {**metrics, "rows": metrics["rows"][:1]}
+    assert ["is best with" in findings(each)[0] for each in (metrics, alone)] == [True, False]  # one alone is not the best of anything
     with pytest.raises(teas.TeasError, match="no single network"):
         load_run(tmp_path / "out", tmp_path)
 

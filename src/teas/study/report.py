@@ -83,7 +83,8 @@ def _best_at(metrics: dict[str, Any], target: float, retrained: bool) -> str:
     """Which allocator is best at a mean window, and whether it beats the uniform one."""
     rows = {row["allocator"]: row for row in metrics["rows"] if (row["target"], row["retrained"]) == (target, retrained)}
     best = max(rows.values(), key=lambda row: row["accuracy"])
-    text = f"Mean window {target:g}{', retrained' if retrained else ''}: {best['allocator']} is best with {best['accuracy']:.2f} %"
+    stands = "is best with" if len(rows) > 1 else "has"
+    text = f"Mean window {target:g}{', retrained' if retrained else ''}: {best['allocator']} {stands} {best['accuracy']:.2f} %"
     if "uniform" not in rows or best["allocator"] == "uniform":
         return text + "."
     verdict = "significant" if best["p_value"] < 0.05 else "not significant"
