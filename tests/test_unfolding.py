@@ -1,5 +1,7 @@
 """A converted network made trainable again answers as it did, with batch norms that have something to normalise."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -69,12 +71,24 @@ def test_what_conversion_added_is_kept():
     assert_same(student.train(), network, inputs)
 
 
+def test_a_last_batch_of_one_image_is_enough_and_counts_once():
+    network, student, inputs = pair(Nasty, 2)
+    again = copy.deepcopy(student)
+    unfold(student, network, [inputs, inputs[:1]])
+    assert_same(student.eval(), network, inputs)
+    unfold(again, network, [*[inputs] * (1000 // len(inputs)), inputs[:1]])
+    plain = copy.deepcopy(again)
+    unfold(plain, network, [inputs])
+    for ours, theirs in zip(again.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+
+
 def test_what_does_not_fit_is_refused():
     network, student, inputs = pair(Nasty, 2)
     with pytest.raises(teas.TeasError, match="the data is empty"):
         unfold(student, network, [])
     plain = teas.convert(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU()).eval(), [torch.randn(8, 2)])
-    with pytest.raises(teas.TeasError, match="at least two samples"):
+    with pytest.raises(teas.TeasError, match="at least two values per channel"):
         unfold(plain.trainable(2), plain.at(2), [torch.randn(1, 2)])
     narrow = teas.convert(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), [inputs])
     wide = teas.convert(nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU()).eval(), [inputs])

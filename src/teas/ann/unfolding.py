@@ -85,11 +85,17 @@ def _refold(linear: nn.Module, source: nn.Module | None, norm: _BatchNorm, name:
 
 
 def _moments(student: nn.Module, norms: Mapping[str, _BatchNorm], batches: Iterable[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean over the batches of the mean and the variance that reach each batch norm, while all of them only undo what was done to the weights."""
+    """Mean over the batches of the mean and the variance that reach each batch norm, while all of them only undo what was done to the weights.
+
+    A batch counts as often as it has samples: the last may be a small one.
+    """
+    sizes: list[int] = []
     seen: dict[str, list[Tensor]] = {name: [] for name in norms}
 
     def observe(name: str, values: Tensor) -> None:
         flat = values.transpose(0, 1).flatten(1)
+        if flat.shape[1] < 2:
+            raise TeasError(f"the statistics of batch norms need at least two values per channel; {name} sees {list(values.shape)} (a batch of one sample?)")
         seen[name].append(torch.stack([flat.mean(1), flat.var(1)]))
 
     hooks = [norm.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0])) for name, norm in norms.items()]
@@ -97,16 +103,15 @@ def _moments(student: nn.Module, norms: Mapping[str, _BatchNorm], batches: Itera
     student.eval()
     try:
         for inputs in batches:
-            if len(inputs) < 2:
-                raise TeasError(f"the statistics of batch norms need batches of at least two samples; got one of {len(inputs)}")
             student(inputs)
+            sizes.append(len(inputs))
     finally:
         student.train(training)
         for hook in hooks:
             hook.remove()
     if not all(seen.values()):
         raise TeasError("the statistics of batch norms need at least one batch; the data is empty")
-    found = {name: torch.stack(moments).mean(0) for name, moments in seen.items()}
+    found = {name: torch.stack([size * each for size, each in zip(sizes, moments, strict=True)]).sum(0) / sum(sizes) for name, moments in seen.items()}
     return {name: (moments[0], moments[1]) for name, moments in found.items()}
 
 
