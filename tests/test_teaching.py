@@ -7,7 +7,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, TensorDataset
 
 import teas
-from teas.ann.training import Recipe, train
+from teas.ann.training import UNLABELLED, Recipe, train
 from teas.study import config, teaching
 from teas.study import data as datasets
 from teas.study.experiment import run
@@ -37,6 +37,39 @@ def test_views_are_shifted_mirror_images_and_the_same_for_the_same_seed():
         crops = [image[:, row : row + 4, column : column + 4] for row in range(9) for column in range(9)]
         possible = {part.numpy().tobytes() for crop in crops for part in (crop.contiguous(), crop.flip(-1))}
         assert all(view.contiguous().numpy().tobytes() in possible for view in views[:, number])
+
+
+def test_composed_views_follow_the_others_and_hold_a_rectangle_of_another_image():
+    plain, brightness = teaching.views_of(pictures(), 3, seed=1), torch.arange(12, dtype=torch.uint8)
+    images = pictures()
+    assert torch.equal(teaching.views_of(images, 3, seed=1, composed=2)[:3], plain)
+    images.images[:] = 10 + brightness[:, None, None, None]  # each of its own brightness, zeros from beyond its edge
+    composed = teaching.views_of(images, 3, seed=1, composed=20)[3:, :, 0]
+    shares = set()
+    for view in composed:
+        for number, image in enumerate(view):
+            other = set(image.unique().tolist()) - {0, 10 + number}
+            assert len(other) <= 1
+            if not other:
+                continue
+            strange = image == other.pop()
+            rows, columns = strange.any(1).nonzero().flatten(), strange.any(0).nonzero().flatten()
+            block = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            assert not (block == 10 + number).any()
+            shares.add(int(strange.sum()))
+    assert {1, 9} <= shares  # rectangles small and large
+
+
+def test_a_composed_view_has_an_answer_but_no_label(tmp_path):
+    images = pictures()
+    found = teaching.answered(images, [(network(0), images)], 1, 3, tmp_path / "answers.safetensors", Hooks(), composed=1)
+    unlike = int((found.answers[0] - found.answers[1]).abs().sum(1).argmax())
+    _, labels, answers = found.__getitems__([unlike] * 20)
+    view = [int(found.answers[:, unlike].sub(answer).abs().sum(1).argmin()) for answer in answers]
+    assert set(view) == {0, 1}
+    assert labels.tolist() == [int(images.labels[unlike]) if one == 0 else UNLABELLED for one in view]
+    with pytest.raises(teas.TeasError, match="holds answers to other views"):
+        teaching.answered(images, [(network(0), images)], 2, 3, tmp_path / "answers.safetensors", Hooks())
 
 
 def network(seed):
@@ -111,6 +144,8 @@ def test_what_teachers_cannot_do_is_refused_before_work(tmp_path):
         (("retraining.recipe={epochs = 1, distillation = 1.0, mirrored = true}",), "leave out tuned"),
         (("retraining.recipe={epochs = 1, distillation = 1.0, mixup = 0.2}",), "leave out tuned"),
         (("retraining.recipe={epochs = 1, distillation = 1.0}", "retraining.views=0"), "views is 0"),
+        (("retraining.recipe={epochs = 1, distillation = 1.0}", "retraining.composed=-1"), "composed is -1"),
+        (("retraining.teachers=[]", "retraining.composed=2"), "teachers answer, 0 for none"),
     ):
         with pytest.raises(teas.TeasError, match=message):
             config.parse(TEXT, "test", (*taught, "retraining.recipe={epochs = 1, distillation = 0.0}", *change))

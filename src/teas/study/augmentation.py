@@ -41,6 +41,18 @@ def cut_out(inputs: Tensor) -> Tensor:
     return inputs.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0.0)
 
 
+def pasted(pixels: Tensor) -> Tensor:
+    """A rectangle of each image replaced by that of another, of any area and anywhere within. Source: CutMix (Yun et al., ICCV 2019), Eq. 2, α = 1."""
+    (n, _, height, width), where = pixels.shape, pixels.device
+    side, other = torch.rand(n, 1, device=where).sqrt(), torch.randperm(n, device=where)
+
+    def inside(length: int) -> Tensor:
+        places = torch.arange(length, device=where) - torch.randint(length, (n, 1), device=where)
+        return places.abs() * 2 < side * length
+
+    return torch.where((inside(height)[:, :, None] & inside(width)[:, None, :])[:, None], pixels[other], pixels)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What happens to the bytes of a batch, and then to its normalised values."""

@@ -82,7 +82,8 @@ class RetrainingConfig:
     alone; an epoch then is one pass over both. tuned: epochs in which thresholds and biases alone are fitted to the ANN's logits on the
     calibration inputs, instead of the recipe (see `Conversion.tuned`); 0 for none.
     teachers: run folders of networks for the same data that teach in place of the ANN; before training they answer each image, labelled or not, in `views`
-    augmented views, and training draws from these. A teacher so many times larger costs no more than one of the network's own size.
+    augmented views, and training draws from these. A teacher so many times larger costs no more than one of the network's own size. composed: so many
+    views more, each with a part of another image of the set pasted in (CutMix); they are learned from by the answers alone.
     start: a run folder of the same architecture, whose network training starts from instead of the ANN; learned windows start from its own.
     """
 
@@ -95,10 +96,13 @@ class RetrainingConfig:
     tuned: int = 0
     teachers: tuple[str, ...] = ()
     views: int = 8
+    composed: int = 0
     start: str = ""
 
     def __post_init__(self) -> None:
         check_positive("retraining.views", self.views)
+        if self.composed < 0 or (self.composed and not self.teachers):
+            raise TeasError(f"retraining.composed is {self.composed}; it is a number of views that retraining.teachers answer, 0 for none")
         if self.teachers and (self.tuned or self.recipe.mixup or self.recipe.mirrored or not self.recipe.distillation):
             raise TeasError(
                 "retraining.teachers answer to fixed views, once: leave out tuned, recipe.mixup and recipe.mirrored, and set recipe.distillation above 0"

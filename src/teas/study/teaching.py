@@ -19,7 +19,7 @@ from teas.errors import TeasError
 from teas.files import write_atomically
 from teas.spiking.network import SpikingNetwork
 from teas.study import data as datasets
-from teas.study.augmentation import AUGMENTATIONS
+from teas.study.augmentation import AUGMENTATIONS, pasted
 from teas.study.config import Experiment
 from teas.study.conversion import fast
 from teas.study.hooks import Hooks
@@ -34,17 +34,18 @@ class Views(datasets.Images):
     """Images in fixed augmented views, with a teacher's logits for each of them.
 
     pixels: of the images, `[view, image, channel, row, column]`, bytes. answers: `[view, image, class]`. An item is an image in one of its views, drawn
-    anew each time, its label, and the answer to this view: `(inputs, labels, answers)`.
+    anew each time, its label, and the answer to this view: `(inputs, labels, answers)`. The last `composed` views show two images and have no label.
     """
 
-    def __init__(self, images: datasets.Images, pixels: Tensor, answers: Tensor):
+    def __init__(self, images: datasets.Images, pixels: Tensor, answers: Tensor, composed: int):
         self.__dict__.update(vars(images))
-        self.pixels, self.answers = pixels, answers
+        self.pixels, self.answers, self.composed = pixels, answers, composed
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         chosen = torch.tensor(indices).to(self.pixels.device, non_blocking=True)
         view = torch.randint(len(self.pixels), chosen.shape, device=chosen.device)
-        return self.normalised(self.pixels[view, chosen]), self.labels[chosen], self.answers[view, chosen]
+        labels = self.labels[chosen].masked_fill(view >= len(self.pixels) - self.composed, UNLABELLED)
+        return self.normalised(self.pixels[view, chosen]), labels, self.answers[view, chosen]
 
 
 def check_views(images: datasets.Images) -> None:
@@ -58,38 +59,39 @@ def check_views(images: datasets.Images) -> None:
         )
 
 
-def views_of(images: datasets.Images, views: int, seed: int) -> Tensor:
-    """Bytes of several augmented views of images, `[view, image, channel, row, column]`, the same for the same seed."""
+def views_of(images: datasets.Images, views: int, seed: int, composed: int = 0) -> Tensor:
+    """Bytes of several augmented views of images, then of composed ones, `[view, image, channel, row, column]`, the same for the same seed."""
     check_views(images)
     change, pixels = AUGMENTATIONS[images.augmentation].pixels, images.images
     assert isinstance(pixels, Tensor)
     with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
         torch.manual_seed(seed)
-        return torch.stack([torch.cat([change(pixels[at : at + 1000]) for at in range(0, len(pixels), 1000)]) for _ in range(views)])
+        found = [torch.cat([change(pixels[at : at + 1000]) for at in range(0, len(pixels), 1000)]) for _ in range(views + composed)]
+        return torch.stack([view if number < views else pasted(view) for number, view in enumerate(found)])
 
 
-def answered(images: datasets.Images, teachers: Sequence[Teacher], views: int, seed: int, path: Path, hooks: Hooks) -> Views:
+def answered(images: datasets.Images, teachers: Sequence[Teacher], views: int, seed: int, path: Path, hooks: Hooks, composed: int = 0) -> Views:
     """Views of the images with the teachers' answers: the mean of their logits, each on integer kernels where its weights in 8 bits run on them.
 
     path: a file of answers, written after every view; those that are there already are not asked for again.
     Raises `TeasError` for a file that is damaged or of other views.
     """
-    pixels = views_of(images, views, seed)
+    pixels, total, kind = views_of(images, views, seed, composed), views + composed, json.dumps([views, composed] if composed else views)
     networks = [(engine(network), normaliser) for network, normaliser in teachers]
-    found = _known(path, len(images), views)
-    for view in range(len(found), views):
+    found = _known(path, len(images), kind)
+    for view in range(len(found), total):
         parts = [pixels[view, at : at + BATCH] for at in range(0, len(images), BATCH)]
         answers = [
             torch.stack([network(normaliser.normalised(part)) for network, normaliser in networks]).mean(0)
-            for part in hooks.progress(parts, f"answers to view {view + 1}/{views}")
+            for part in hooks.progress(parts, f"answers to view {view + 1}/{total}")
         ]
         found.append(torch.cat(answers).cpu())
-        write_atomically(path, save({"answers": torch.stack(found)}, metadata={"views": json.dumps(views)}))
+        write_atomically(path, save({"answers": torch.stack(found)}, metadata={"views": kind}))
     labels = images.labels.cpu()
-    right = sum(float((answer.argmax(1) == labels).float().mean()) for answer in found) / views
+    right = sum(float((answer.argmax(1) == labels).float().mean()) for answer in found[:views]) / views
     judged = f", {100 * right:.2f} % of them right" if bool((labels != UNLABELLED).all()) else " without labels"
-    hooks.say(f"answers of {len(teachers)} to {views} views of {len(images)} images{judged}")
-    return Views(images, pixels, torch.stack(found).to(pixels.device))
+    hooks.say(f"answers of {len(teachers)} to {views} views of {len(images)} images{judged}" + (f", and to {composed} composed views" if composed else ""))
+    return Views(images, pixels, torch.stack(found).to(pixels.device), composed)
 
 
 def joined(first: Views, second: Views) -> Views:
@@ -98,7 +100,7 @@ def joined(first: Views, second: Views) -> Views:
     assert isinstance(first.images, Tensor)
     assert isinstance(second.images, Tensor)
     images.images, images.labels = torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels])
-    return Views(images, torch.cat([first.pixels, second.pixels], 1), torch.cat([first.answers, second.answers], 1))
+    return Views(images, torch.cat([first.pixels, second.pixels], 1), torch.cat([first.answers, second.answers], 1), first.composed)
 
 
 def engine(network: SpikingNetwork) -> Callable[[Tensor], Tensor]:
@@ -113,7 +115,7 @@ def engine(network: SpikingNetwork) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def _known(path: Path, images: int, views: int) -> list[Tensor]:
+def _known(path: Path, images: int, kind: str) -> list[Tensor]:
     if not path.exists():
         return []
     try:
@@ -121,7 +123,7 @@ def _known(path: Path, images: int, views: int) -> list[Tensor]:
             answers, header = file.get_tensor("answers"), file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise TeasError(f"the answers in {path} can't be read: {error}; delete the file to ask again") from None
-    if header.get("views") != json.dumps(views) or answers.dim() != 3 or answers.shape[1] != images:
+    if header.get("views") != kind or answers.dim() != 3 or answers.shape[1] != images:
         raise TeasError(f"{path} holds answers to other views; delete it to ask again")
     return list(answers)
 
@@ -169,7 +171,7 @@ def add_answers(data: datasets.Data, experiment: Experiment, data_folder: Path |
         teachers.append((network.to(data.train.labels.device), known.train))
 
     def asked(images: datasets.Images, name: str) -> Views:
-        return answered(images, teachers, config.views, experiment.seeds[0], folder / "checkpoints" / f"{name}.safetensors", hooks)
+        return answered(images, teachers, config.views, experiment.seeds[0], folder / "checkpoints" / f"{name}.safetensors", hooks, config.composed)
 
     lessons = asked(data.train, "answers")
     if data.lessons:
