@@ -59,7 +59,7 @@ def measure(contender: str, window: int, batch: int, seconds: float) -> dict[str
         windows._kernels = lambda *_: None
     if contender == "teas_compiled":
         windows._kernels = lambda *_: None
-        windows._fire, windows._gradients = torch.compile(windows._fire, dynamic=False), torch.compile(windows._gradients, dynamic=False)
+        windows._forward, windows._gradients = torch.compile(windows._forward, dynamic=False), torch.compile(windows._gradients, dynamic=False)
     make = bench_training.STEPS["train_teas" if contender.startswith("teas") else "train_spikingjelly_multistep"]
     losses: list[float] = []
     plain = torch.nn.functional.cross_entropy

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from teas.spiking import network as network_module
 from teas.spiking import recompute as recompute_module
 from teas.spiking.neuron import run_immediate
 from teas.spiking.recompute import from_bits, to_bits
+from teas.spiking.room import room
 
 WINDOWS = {"conv_if1": 6, "conv_if2": 4, "if1": 3, "if2": 5}
 
@@ -35,12 +37,29 @@ def examples(n=8, dtype=torch.float32):
     return torch.randn(n, 1, 12, 12, dtype=dtype), torch.randint(3, (n,))
 
 
-@pytest.mark.parametrize("shape", [(1,), (8,), (3, 5, 7), (4, 2, 0)])
-def test_bits_come_back(shape):
-    train = (torch.rand(shape) < 0.3).double()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # compiled loops, and torch alone
+@pytest.mark.parametrize("shape", [(1,), (8,), (3, 5, 7), (4, 2, 0), (1000, 33)])
+def test_bits_come_back(shape, dtype):
+    train = (torch.rand(shape) < 0.3).to(dtype)
     bits = to_bits(train)
-    assert bits.numel() == (train.numel() + 7) // 8
+    assert np.array_equal(bits.numpy(), np.packbits(train.numpy().astype(bool)))
     assert torch.equal(from_bits(bits, train.shape, train.dtype), train)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_room_for_a_large_tensor_is_like_any_other(channels_last):
+    shape, order = (2, 5, 1000, 1000), torch.channels_last if channels_last else torch.contiguous_format
+    found = room(shape, torch.float32, torch.device("cpu"), channels_last)
+    assert found.stride() == torch.empty(shape, memory_format=order).stride()
+    values = torch.randn(shape)
+    found.copy_(values)
+    kept = found[1].clone()
+    assert torch.equal(found, values)
+    part = found[1]
+    del found
+    assert torch.equal(part, kept)  # its memory lives as long as anything reads it
+    with pytest.raises((MemoryError, RuntimeError), match="can't allocate"):
+        room((2**57,), torch.float32, torch.device("cpu"))
 
 
 def test_bits_come_back_in_the_order_of_memory():
@@ -204,7 +223,8 @@ NEURONS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("neurons", NEURONS.values(), ids=NEURONS)
 def test_a_norm_inside_the_window_is_the_norm_before_it(neurons, dtype, code, options):
-    """A hooked norm stays a module of its own, whose gradients autograd finds; in 16 bits they depend on the order in memory: 20 %."""
+    """A hooked norm stays a module of its own: spikes and statistics are the same to the bit, gradients to rounding; in 16 bits these depend on the order
+    in memory: 20 %."""
     found = []
     for hooked in (False, True):
         torch.manual_seed(3)
@@ -224,7 +244,8 @@ def test_a_norm_inside_the_window_is_the_norm_before_it(neurons, dtype, code, op
         found.append({"inputs": inputs.grad, "logits": logits.detach(), **state, **{name: p.grad for name, p in net.named_parameters()}})
     assert found[0]["inputs"].norm() > 0
     for name, value in found[0].items():
-        assert (value - found[1][name]).double().norm() <= (0 if dtype == torch.float32 else 0.2) * found[1][name].double().norm(), name
+        allowed = 0.2 if dtype == torch.bfloat16 else 0 if name == "logits" or name.startswith("state") else 1e-5
+        assert (value - found[1][name]).double().norm() <= allowed * found[1][name].double().norm(), name
 
 
 def test_a_batch_of_one_value_a_channel_is_told():

@@ -206,16 +206,16 @@ class SpikingNetwork(nn.Module):
         """What a layer emits under immediate firing, to be learned from: kept are its trains, as bits, and, unless `recompute` is set, its sums."""
         names, once = tuple(trains), self.semantics.code == "first_spike"
         binary = [train for name, train in trains.items() if name != INPUT or self.semantics.encoding in BINARY]
+        before, norm = self._without_norm(layer)
+
+        def run(*values: Tensor) -> Emission:
+            return run_immediate(self._sums(before, dict(zip(names, values, strict=True))), neurons, once, window, norm)
+
         if self.recompute:
             called = [self.module.get_submodule(str(operation.target)) for operation in layer.synapses if operation.kind == "call_module"]
-
-            def run(*values: Tensor) -> Emission:
-                return run_immediate(self._sums(layer, dict(zip(names, values, strict=True))), neurons, once, window)
-
             return recomputed(run, list(trains.values()), binary, called)
-        before, norm = self._without_norm(layer)
         with kept_as_bits(binary):
-            return run_immediate(self._sums(before, trains), neurons, once, window, norm)
+            return run(*trains.values())
 
     def _without_norm(self, layer: Layer) -> tuple[Layer, Norm | None]:
         """The layer's synapses up to a batch norm right before its neurons, and that norm, where it can be part of their window."""

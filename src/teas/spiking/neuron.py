@@ -37,8 +37,8 @@ def run_immediate(sums: Tensor, neuron: IF, once: bool = False, window: int | No
     window = len(sums) if window is None else window
     threshold = neuron.threshold_for(sums[0])
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
-    spikes, fired, residual = Window.apply(sums, weight, bias, norm, threshold, neuron.learned_leak(), neuron, window, once)
-    return Emission(window, threshold, spikes.sum(0), fired, residual, spikes)
+    spikes, count, fired, residual = Window.apply(sums, weight, bias, norm, threshold, neuron.learned_leak(), neuron, window, once)
+    return Emission(window, threshold, count, fired, residual, spikes)
 
 
 def run_two_phase(charge: Tensor, window: int, neuron: IF) -> Emission:

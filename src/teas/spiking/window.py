@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import util
+import functools
+from dataclasses import dataclass
+from importlib import import_module, util
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from teas.errors import TeasError
+from teas.spiking.room import room
 from teas.spiking.surrogate import SURROGATES
 
 if TYPE_CHECKING:
@@ -30,10 +33,10 @@ class Window(torch.autograd.Function):
 
     `V = leak·V + z`; `s = 1 if V >= θ` (a tie fires); then `V <- V_reset` (reset `zero`) or `V <- V - reset_by·θ` (reset `subtract`) where it fired.
     `z` is `sums [time, batch, *neuron]`, normalised by the batch where a norm is given; sums of one step are the current of all steps.
-    Returns the spikes `[time, batch, *neuron]`, and the sum of the potentials at spikes and the potential left at the end, `[batch, *neuron]`.
+    Returns the spikes `[time, batch, *neuron]`, their count, the sum of the potentials at spikes and the potential left at the end, `[batch, *neuron]`.
 
     Backward: the surrogate gradient through spikes and potentials (Eq. 4); which neuron was reset when is taken as given. Only the sums are kept.
-    Both ways go step by step, so that what a step computes stays in the cache.
+    Both ways go block by block or step by step, so that what a step computes stays in the cache.
     """
 
     @staticmethod
@@ -41,58 +44,98 @@ class Window(torch.autograd.Function):
         ctx, sums: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm | None,
         threshold: Tensor, leak: Tensor | None, neuron: IF, steps: int, once: bool,
     ):  # fmt: skip
-        current, moments = _normalised(sums, weight, bias, norm)
         ctx.leak, ctx.neuron, ctx.steps, ctx.once, ctx.eps = neuron.leak, neuron, steps, once, norm and norm.eps
-        kernels = _kernels(current, threshold)
+        kernels, moments = _kernels(sums, threshold, neuron), None
         if kernels:
-            spikes, fired, potential = kernels.forward(current, threshold, neuron, ctx.leak, steps, once)
+            moments = _moments(sums, norm) if norm else None
+            spikes, count, fired, potential = kernels.forward(sums, moments, threshold, neuron, ctx.leak, steps, once)
         else:
-            spikes, fired, potential = _fire(current, threshold, neuron, ctx.leak, steps, once)
-        ctx.save_for_backward(sums, weight, bias, *moments, threshold)
+            current, moments = _normalised(sums, norm) if norm else (_real(sums), None)
+            spikes, count, fired, potential = _forward(current, threshold, neuron, ctx.leak, steps, once)
+        ctx.save_for_backward(sums, weight, bias, *((moments.mean, moments.scale) if moments else (None, None)), threshold)
         ctx.mark_non_differentiable(fired, potential)
-        return spikes, fired, potential
+        ctx.set_materialize_grads(False)
+        return spikes, count, fired, potential
 
     @staticmethod
-    def backward(ctx, grad_spikes: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_spikes: Tensor | None, grad_count: Tensor | None, *_: None):  # type: ignore[no-untyped-def]
+        if grad_count is not None:
+            grad_spikes = grad_count.expand(ctx.steps, *grad_count.shape) if grad_spikes is None else grad_spikes + grad_count
+        if grad_spikes is None:
+            return (None,) * 9
         sums, weight, bias, mean, scale, threshold = ctx.saved_tensors
-        neuron, decay = ctx.neuron, ctx.leak
-        current = _real(sums) if mean is None else _normalised_again(sums, weight, bias, mean, scale)
-        learns_threshold, learns_leak = ctx.needs_input_grad[4:6]
-        kernels = _kernels(current, threshold)
-        if kernels:
-            gradients = kernels.backward(current, threshold, grad_spikes, neuron, decay, ctx.steps, ctx.once, learns_threshold, learns_leak)
-        else:
-            gradients = _gradients(current, threshold, grad_spikes, neuron, decay, ctx.steps, ctx.once, learns_threshold, learns_leak, mean is not None)
-        of_currents, of_thresholds, of_leaks = gradients
-        to_threshold = of_thresholds.sum_to_size(threshold.shape) if of_thresholds is not None else None
-        to_leak = of_leaks.sum() if of_leaks is not None else None
-        grad_current = (of_currents if len(current) == ctx.steps else of_currents.sum(0, keepdim=True)).to(sums.dtype)
-        del gradients, of_currents, of_thresholds, of_leaks, current
-        if mean is None:
-            return grad_current, None, None, None, to_threshold, to_leak, None, None, None
-        wanted = [True, weight is not None, bias is not None]
-        grad_current, x = grad_current.flatten(0, 1), sums.flatten(0, 1)
-        to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(grad_current, x, weight, None, None, mean, scale, True, ctx.eps, wanted)
-        return to_x.view_as(sums), to_weight if wanted[1] else None, to_bias if wanted[2] else None, None, to_threshold, to_leak, None, None, None
+        moments = None if mean is None else Moments(mean, scale, weight, bias, ctx.eps)
+        kernels = _kernels(sums, threshold, ctx.neuron)
+        run = kernels.backward if kernels else _backward
+        gradients = run(sums, moments, threshold, grad_spikes, ctx.neuron, ctx.leak, ctx.steps, ctx.once, *ctx.needs_input_grad[4:6])
+        of_sums, of_weight, of_bias, of_thresholds, of_leaks = gradients
+        of_threshold = of_thresholds.sum_to_size(threshold.shape) if of_thresholds is not None else None
+        of_leak = of_leaks.sum() if of_leaks is not None else None
+        return of_sums, of_weight, of_bias, None, of_threshold, of_leak, None, None, None
 
 
-def _kernels(current: Tensor, threshold: Tensor) -> ModuleType | None:
-    """The module of fused kernels, where it runs these neurons: on a GPU, with Triton."""
-    if current.device.type != "cuda" or not util.find_spec("triton"):
-        return None
-    from teas.spiking import window_kernels
+@dataclass(frozen=True)
+class Moments:
+    """A batch norm of one batch: mean and inverse deviation of each channel, its weight and bias; all `[channel]`."""
 
-    return window_kernels if window_kernels.fits(current, threshold) else None
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+    @property
+    def factor(self) -> Tensor:
+        """What sums are multiplied by: currents are `sum·factor + shift`."""
+        return self.scale if self.weight is None else self.weight * self.scale
+
+    @property
+    def shift(self) -> Tensor:
+        """Rounded once, as torch's batch norm does on a CPU."""
+        shift = -self.mean.double() * self.factor.double()
+        return (shift if self.bias is None else shift + self.bias).to(self.mean.dtype)
+
+    def backward(self, gradient: Tensor, sums: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Gradients of the sums, the weight and the bias, given that of the currents."""
+        wanted = [True, self.weight is not None, self.bias is not None]
+        gradient, x = gradient.to(sums.dtype).flatten(0, 1), sums.flatten(0, 1)
+        found = torch.ops.aten.native_batch_norm_backward(gradient, x, self.weight, None, None, self.mean, self.scale, True, self.eps, wanted)
+        return found[0].view_as(sums), *(each if needed else None for each, needed in zip(found[1:], wanted[1:], strict=True))
 
 
-def _fire(current: Tensor, threshold: Tensor, neuron: IF, leak: float, steps: int, once: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes of every step, sums of firing potentials, and potentials left, of currents `[time or 1, batch, *neuron]`."""
+@functools.cache
+def kernels_for(device: str) -> ModuleType | None:
+    """The module of fused kernels for a kind of device: Triton's on a GPU, numba's on a CPU; None where that is not installed."""
+    needed, name = {"cuda": ("triton", "window_kernels"), "cpu": ("numba", "window_cpu")}.get(device, ("", ""))
+    return import_module(f"teas.spiking.{name}") if needed and util.find_spec(needed) else None
+
+
+def _kernels(sums: Tensor, threshold: Tensor, neuron: IF) -> ModuleType | None:
+    """The fused kernels, where they run these neurons."""
+    kernels = kernels_for(sums.device.type)
+    return kernels if kernels and kernels.fits(sums, threshold, neuron) else None
+
+
+def _forward(current: Tensor, threshold: Tensor, neuron: IF, leak: float, steps: int, once: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Spikes of every step, their counts, sums of firing potentials, and potentials left, of currents `[time or 1, batch, *neuron]`."""
     spikes, fired, charged = room_like(current, steps), torch.zeros_like(current[0]), torch.empty_like(current[0])
     neurons = _Charging(current[0], threshold, neuron, leak, once)
     for t, spike in enumerate(spikes):
         neurons.step(current[min(t, len(current) - 1)], charged, spike)
         fired.addcmul_(charged, spike)
-    return spikes, fired, neurons.potential
+    return spikes, spikes.sum(0), fired, neurons.potential
+
+
+def _backward(
+    sums: Tensor, moments: Moments | None, threshold: Tensor, grad_spikes: Tensor, neuron: IF, leak: float, steps: int, once: bool,
+    learns_threshold: bool, learns_leak: bool,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Gradients of the sums, of a norm's weight and bias, and of each neuron's threshold and leak, where these are learned."""
+    current = _normalised_again(sums, moments) if moments else _real(sums)
+    found = _gradients(current, threshold, grad_spikes, neuron, leak, steps, once, learns_threshold, learns_leak, moments is not None)
+    gradient = found[0] if len(sums) == steps else found[0].sum(0, keepdim=True)
+    to_sums = moments.backward(gradient, sums) if moments else (gradient.to(sums.dtype), None, None)
+    return *to_sums, *found[1:]
 
 
 def _gradients(
@@ -135,11 +178,26 @@ def has_channels_last(images: Tensor) -> bool:
     return images.dim() == 4 and not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
 
 
-def room_like(current: Tensor, steps: int) -> Tensor:
+def inner_of(sums: Tensor) -> int | None:
+    """How many neighbours in memory share a channel, `[time, batch, channel, *position]`; None where memory has gaps or another order."""
+    if len(sums) > 1 and sums.stride(0) != sums.shape[1] * sums.stride(1):
+        return None  # to merge time and batch would be to copy
+    folded = sums.flatten(0, 1)
+    if folded.is_contiguous():
+        return folded[0, 0].numel() if folded.dim() > 1 else 1
+    return 1 if has_channels_last(folded) else None
+
+
+def laid_out_as(tensor: Tensor, example: Tensor) -> Tensor:
+    """The tensor `[time, batch, *neuron]` in 32 bits, its steps laid out in memory as those of the example."""
+    wanted = room_like(example, len(tensor), torch.float32)
+    return tensor if tensor.stride() == wanted.stride() and tensor.dtype == wanted.dtype else wanted.copy_(tensor)
+
+
+def room_like(current: Tensor, steps: int, dtype: torch.dtype | None = None) -> Tensor:
     """Room for `steps` steps `[time, batch, *neuron]`, each laid out in memory as those of the currents, so that convolutions need no other order."""
-    order = torch.channels_last if has_channels_last(current.flatten(0, 1)) else torch.contiguous_format
     shape = (steps * current.shape[1], *current.shape[2:])
-    return torch.empty(shape, dtype=current.dtype, device=current.device, memory_format=order).view(steps, *current.shape[1:])
+    return room(shape, dtype or current.dtype, current.device, has_channels_last(current.flatten(0, 1))).view(steps, *current.shape[1:])
 
 
 class _Charging:
@@ -174,10 +232,8 @@ def _charged(current: Tensor, threshold: Tensor, neuron: IF, leak: float, steps:
     return charged, spikes
 
 
-def _normalised(sums: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm | None) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
-    """The currents, at least in 32 bits, and the mean and the inverse deviation of the batch; running statistics move as `nn.BatchNorm2d` says."""
-    if norm is None:
-        return _real(sums), (None, None)
+def _batch(sums: Tensor, norm: Norm) -> tuple[Tensor, tuple[Tensor | None, Tensor | None], float]:
+    """Sums with time folded into the batch, the running statistics that they move, and by which share, as `nn.BatchNorm2d` says."""
     folded = sums.flatten(0, 1)
     norm._check_input_dim(folded)
     if folded.numel() == folded.shape[1]:
@@ -186,15 +242,27 @@ def _normalised(sums: Tensor, weight: Tensor | None, bias: Tensor | None, norm: 
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else momentum
-    running = (norm.running_mean, norm.running_var) if norm.training else (None, None)
-    current, mean, scale = torch.native_batch_norm(folded, weight, bias, *running, True, momentum, norm.eps)
-    return _real(current).view(sums.shape), (mean, scale)
+    return folded, (norm.running_mean, norm.running_var) if norm.training else (None, None), momentum
 
 
-def _normalised_again(sums: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, scale: Tensor) -> Tensor:
-    """The same currents to the bit, from the moments: those of a norm with a variance of 1, whose weight is `weight·scale`."""
-    weight = scale if weight is None else weight * scale
-    current = torch.native_batch_norm(sums.flatten(0, 1), weight, bias, mean, torch.ones_like(mean), False, 0.0, 0.0)[0]
+def _moments(sums: Tensor, norm: Norm) -> Moments:
+    """The moments alone, the same to the bit as `_normalised` finds on a CPU."""
+    folded, running, momentum = _batch(sums, norm)
+    mean, variance = torch.batch_norm_update_stats(folded, *running, momentum)
+    return Moments(mean, (variance.double() + norm.eps).rsqrt().to(mean.dtype), norm.weight, norm.bias, norm.eps)
+
+
+def _normalised(sums: Tensor, norm: Norm) -> tuple[Tensor, Moments]:
+    """The currents, at least in 32 bits, and the moments."""
+    folded, running, momentum = _batch(sums, norm)
+    current, mean, scale = torch.native_batch_norm(folded, norm.weight, norm.bias, *running, True, momentum, norm.eps)
+    return _real(current).view(sums.shape), Moments(mean, scale, norm.weight, norm.bias, norm.eps)
+
+
+def _normalised_again(sums: Tensor, moments: Moments) -> Tensor:
+    """The same currents to the bit, from the moments: those of a norm with a variance of 1, whose weight is the factor."""
+    one = torch.ones_like(moments.mean)
+    current = torch.native_batch_norm(sums.flatten(0, 1), moments.factor, moments.bias, moments.mean, one, False, 0.0, 0.0)[0]
     return _real(current).view(sums.shape)
 
 

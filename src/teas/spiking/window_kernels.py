@@ -1,6 +1,7 @@
 """A window of immediate firing in one Triton kernel each way: what `Window` does step by step, with the potentials in registers.
 
-A GPU needs it, for there every step of the loop in Python is four launches and as many passes over memory.
+A GPU needs it, for there every step of the loop in Python is four launches and as many passes over memory. A batch norm before the neurons is part of
+both kernels: its currents are never written.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from teas.spiking.window import has_channels_last, room_like
+from teas.spiking.window import Moments, inner_of, laid_out_as, room_like
 
 if TYPE_CHECKING:
     from teas.spiking.neuron import IF
@@ -32,42 +33,67 @@ def _slope(ratio, surrogate: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _norm(mean, scale, weight, bias, channel, inside):  # type: ignore[no-untyped-def]
+    """What makes currents of sums: `sum·factor + shift`."""
+    factor = tl.load(scale + channel, mask=inside, other=1.0)
+    if weight is not None:
+        factor = factor * tl.load(weight + channel, mask=inside, other=1.0)
+    shift = -tl.load(mean + channel, mask=inside, other=0.0) * factor
+    if bias is not None:
+        shift = shift + tl.load(bias + channel, mask=inside, other=0.0)
+    return factor, shift
+
+
+@triton.jit
 def _forward(  # type: ignore[no-untyped-def]
-    current, threshold, spikes, fired, left, size, inner, channels, steps, leak, v0, v_reset, reset_by,
-    lasting: tl.constexpr, subtracts: tl.constexpr, once: tl.constexpr, block: tl.constexpr,
+    sums, mean, scale, weight, bias, threshold, spikes, count, fired, left, size, inner, channels, thresholds, steps, leak, v0, v_reset, reset_by,
+    normed: tl.constexpr, lasting: tl.constexpr, subtracts: tl.constexpr, once: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = at < size
-    theta = tl.load(threshold + (at // inner) % channels, mask=inside, other=1.0)
-    v, total = v0 * theta, tl.zeros_like(theta)
+    inside, channel = at < size, (at // inner) % channels
+    theta = tl.load(threshold + channel % thresholds, mask=inside, other=1.0)
+    if normed:
+        factor, shift = _norm(mean, scale, weight, bias, channel, inside)
+    v, total, spoken = v0 * theta, tl.zeros_like(theta), tl.zeros_like(theta)
     may, row = at >= 0, at
     for _ in range(steps):
-        charged = tl.load(current + (at if lasting else row), mask=inside, other=0.0) + leak * v
+        current = tl.load(sums + (at if lasting else row), mask=inside, other=0.0).to(tl.float32)
+        if normed:
+            current = current * factor + shift
+        charged = current + leak * v
         fires = charged >= theta
         if once:
             fires = fires & may
             may = may & (charged < theta)
         total += tl.where(fires, charged, 0.0)
+        spoken += fires.to(theta.dtype)
         v = tl.where(fires, charged - reset_by * theta if subtracts else v_reset, charged)
         tl.store(spikes + row, fires.to(theta.dtype), mask=inside)
         row += size
+    tl.store(count + at, spoken, mask=inside)
     tl.store(fired + at, total, mask=inside)
     tl.store(left + at, v, mask=inside)
 
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
-    current, threshold, grad_spikes, grad_current, grad_threshold, grad_leak, size, inner, channels, steps, leak, v0, v_reset, reset_by,
-    surrogate: tl.constexpr, lasting: tl.constexpr, subtracts: tl.constexpr, once: tl.constexpr, learns_threshold: tl.constexpr, learns_leak: tl.constexpr,
-    block: tl.constexpr,
+    sums, mean, scale, weight, bias, threshold, grad_spikes, grad_current, grad_threshold, grad_leak, size, inner, channels, thresholds,
+    steps, leak, v0, v_reset, reset_by,
+    surrogate: tl.constexpr, normed: tl.constexpr, lasting: tl.constexpr, subtracts: tl.constexpr, once: tl.constexpr, learns_threshold: tl.constexpr,
+    learns_leak: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = at < size
-    theta = tl.load(threshold + (at // inner) % channels, mask=inside, other=1.0)
+    inside, channel = at < size, (at // inner) % channels
+    theta = tl.load(threshold + channel % thresholds, mask=inside, other=1.0)
+    if normed:
+        factor, shift = _norm(mean, scale, weight, bias, channel, inside)
     v, row = v0 * theta, at
     first = tl.full(theta.shape, steps, tl.int32)  # step of the first spike
     for t in range(steps):  # potentials before the reset, kept where the gradients of their currents will be
-        charged = tl.load(current + (at if lasting else row), mask=inside, other=0.0) + leak * v
+        current = tl.load(sums + (at if lasting else row), mask=inside, other=0.0).to(tl.float32)
+        if normed:
+            current = current * factor + shift
+        charged = current + leak * v
         fires = charged >= theta
         if once:
             fires = fires & (first == steps)
@@ -102,58 +128,76 @@ def _backward(  # type: ignore[no-untyped-def]
         tl.store(grad_leak + at, to_leak + v0 * theta * charging, mask=inside)
 
 
-def fits(current: Tensor, threshold: Tensor) -> bool:
-    """Whether these kernels run it: 32 bits, neurons that lie densely in memory, and one threshold, or one a channel (axis 1 of a batch)."""
-    return threshold.numel() in (1, current.shape[2]) and current.dtype == torch.float32 and current.numel() > 0 and _inner(current) is not None
+@triton.jit
+def _pack(train, bits, size, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    byte, bit = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block), tl.arange(0, 8)
+    at = byte[:, None] * 8 + bit[None, :]
+    spikes = tl.load(train + at, mask=at < size, other=0.0)
+    found = tl.sum(tl.where(spikes != 0.0, 128 >> bit[None, :], 0), 1)
+    tl.store(bits + byte, found.to(tl.uint8), mask=byte * 8 < size)
 
 
-def _inner(current: Tensor) -> int | None:
-    """How many neighbours in memory share a channel, `[time, batch, channel, *position]`; None where memory has gaps or another order."""
-    if len(current) > 1 and current.stride(0) != current.shape[1] * current.stride(1):
-        return None  # to merge time and batch would be to copy
-    folded = current.flatten(0, 1)
-    if folded.is_contiguous():
-        return folded[0, 0].numel() if folded.dim() > 1 else 1
-    return 1 if has_channels_last(folded) else None
+@triton.jit
+def _unpack(bits, train, size, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    byte = tl.load(bits + at // 8, mask=at < size, other=0).to(tl.int32)
+    tl.store(train + at, ((byte >> (7 - at % 8).to(tl.int32)) & 1).to(tl.float32), mask=at < size)
 
 
-def _shape_arguments(current: Tensor, threshold: Tensor) -> tuple[int, int, int]:
-    inner = _inner(current)
+def pack(train: Tensor) -> Tensor:
+    """Ones and zeros `[neuron]` as bytes of eight bits each, the first one highest, padded with zeros."""
+    bits = torch.empty(triton.cdiv(train.numel(), 8), dtype=torch.uint8, device=train.device)
+    if len(bits):
+        _pack[(triton.cdiv(len(bits), _BLOCK // 8),)](train, bits, train.numel(), block=_BLOCK // 8)
+    return bits
+
+
+def unpack(bits: Tensor, train: Tensor) -> None:
+    """Write what `pack` packed, `[neuron]`."""
+    if len(bits):
+        _unpack[(triton.cdiv(train.numel(), _BLOCK),)](bits, train, train.numel(), block=_BLOCK)
+
+
+def fits(sums: Tensor, threshold: Tensor, neuron: IF) -> bool:
+    """Whether these kernels run it: at most 32 bits, neurons that lie densely in memory, and one threshold, or one a channel (axis 1 of a batch)."""
+    known = neuron.surrogate in ("triangle", "literal", "arctan") and sums.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return known and threshold.numel() in (1, sums.shape[2]) and sums.numel() > 0 and inner_of(sums) is not None
+
+
+def _shape_arguments(sums: Tensor, threshold: Tensor) -> tuple[int, int, int, int]:
+    inner = inner_of(sums)
     assert inner is not None
-    return current[0].numel(), inner, threshold.numel()
+    return sums[0].numel(), inner, sums.shape[2], threshold.numel()
 
 
-def forward(current: Tensor, threshold: Tensor, neuron: IF, leak: float, steps: int, once: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes `[time, batch, *neuron]`, sums of firing potentials and potentials left, `[batch, *neuron]`, of currents `[time or 1, batch, *neuron]`."""
-    spikes = room_like(current, steps)
-    fired, left = torch.empty_like(spikes[0]), torch.empty_like(spikes[0])
-    size, inner, channels = _shape_arguments(current, threshold)
+def forward(sums: Tensor, moments: Moments | None, threshold: Tensor, neuron: IF, leak: float, steps: int, once: bool) -> tuple[Tensor, ...]:
+    """Spikes `[time, batch, *neuron]`; counts, sums of firing potentials and potentials left, `[batch, *neuron]`; of sums `[time or 1, batch, *neuron]`."""
+    spikes = room_like(sums, steps, torch.float32)
+    count, fired, left = (torch.empty_like(spikes[0]) for _ in range(3))
+    size, *shape = _shape_arguments(sums, threshold)
+    norm = (moments.mean, moments.scale, moments.weight, moments.bias) if moments else (None,) * 4
     _forward[(triton.cdiv(size, _BLOCK),)](
-        current, threshold, spikes, fired, left, size, inner, channels, steps, leak, neuron.v0, neuron.v_reset, neuron.reset_by,
-        lasting=len(current) == 1, subtracts=neuron.reset == "subtract", once=once, block=_BLOCK,
+        sums, *norm, threshold, spikes, count, fired, left, size, *shape, steps, leak, neuron.v0, neuron.v_reset, neuron.reset_by,
+        normed=moments is not None, lasting=len(sums) == 1, subtracts=neuron.reset == "subtract", once=once, block=_BLOCK,
     )  # fmt: skip
-    return spikes, fired, left
+    return spikes, count, fired, left
 
 
 def backward(
-    current: Tensor, threshold: Tensor, grad_spikes: Tensor, neuron: IF, leak: float, steps: int, once: bool, learns_threshold: bool, learns_leak: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of the currents `[time, batch, *neuron]`, of each neuron's threshold and of its leak, `[batch, *neuron]`, where these are learned."""
-    grad_current = room_like(current, steps)
-    grad_spikes = _laid_out_as(grad_spikes, grad_current)
+    sums: Tensor, moments: Moments | None, threshold: Tensor, grad_spikes: Tensor, neuron: IF, leak: float, steps: int, once: bool,
+    learns_threshold: bool, learns_leak: bool,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Gradients of the sums `[time or 1, batch, *neuron]`, of a norm's weight and bias `[channel]`, and of each neuron's threshold and leak."""
+    grad_current = room_like(sums, steps, torch.float32)
+    grad_spikes = laid_out_as(grad_spikes, sums)
     to_threshold = torch.empty_like(grad_current[0]) if learns_threshold else None
     to_leak = torch.empty_like(grad_current[0]) if learns_leak else None
-    size, inner, channels = _shape_arguments(current, threshold)
+    size, *shape = _shape_arguments(sums, threshold)
+    norm = (moments.mean, moments.scale, moments.weight, moments.bias) if moments else (None,) * 4
     _backward[(triton.cdiv(size, _BLOCK),)](
-        current, threshold, grad_spikes, grad_current, to_threshold, to_leak, size, inner, channels, steps, leak, neuron.v0, neuron.v_reset, neuron.reset_by,
-        surrogate=neuron.surrogate, lasting=len(current) == 1, subtracts=neuron.reset == "subtract", once=once,
+        sums, *norm, threshold, grad_spikes, grad_current, to_threshold, to_leak, size, *shape, steps, leak, neuron.v0, neuron.v_reset,
+        neuron.reset_by, surrogate=neuron.surrogate, normed=moments is not None, lasting=len(sums) == 1, subtracts=neuron.reset == "subtract", once=once,
         learns_threshold=learns_threshold, learns_leak=learns_leak, block=_BLOCK,
     )  # fmt: skip
-    return grad_current, to_threshold, to_leak
-
-
-def _laid_out_as(tensor: Tensor, example: Tensor) -> Tensor:
-    """The tensor in 32 bits, laid out as the example."""
-    if tensor.stride() == example.stride() and tensor.dtype == example.dtype:
-        return tensor
-    return torch.empty_like(example).copy_(tensor)
+    gradient = grad_current if len(sums) == steps else grad_current.sum(0, keepdim=True)
+    return *(moments.backward(gradient, sums) if moments else (gradient.to(sums.dtype), None, None)), to_threshold, to_leak
