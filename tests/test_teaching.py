@@ -187,10 +187,10 @@ def test_one_run_teaches_another(tmp_path):
     for name in ("train", "test"):
         np.random.default_rng(1).integers(0, 100, (30, 3074), np.uint8).tofile(tmp_path / f"cifar-100-binary/{name}.bin")
     said.clear()
-    more = config.parse(TEXT, "test", (*changes, "retraining.unlabelled=cifar100"))
+    more = config.parse(TEXT, "test", (*changes, "retraining.unlabelled=cifar100", "retraining.composed=1"))
     run(more, tmp_path / "more", data_folder=tmp_path, hooks=Hooks(say=said.append))
     assert any("answers of 1 to 2 views of 280 images," in line for line in said)
-    assert any("answers of 1 to 2 views of 30 images without labels" in line for line in said)
+    assert any("answers of 1 to 2 views of 30 images without labels, and to 1 composed views" in line for line in said)
     assert load_run(tmp_path / "two")[0].windows == load_run(tmp_path / "one")[0].windows
 
     # A run may start from the network of another: at a rate of next to nothing it ends where that one did.
