@@ -76,11 +76,11 @@ def test_a_last_batch_of_one_image_is_enough_and_counts_once():
     again = copy.deepcopy(student)
     unfold(student, network, [inputs, inputs[:1]])
     assert_same(student.eval(), network, inputs)
-    unfold(again, network, [*[inputs] * (1000 // len(inputs)), inputs[:1]])
+    unfold(again, network, [*[inputs] * (1000 // len(inputs)), 5 * inputs[:1]])  # as a whole batch it would more than double variances
     plain = copy.deepcopy(again)
     unfold(plain, network, [inputs])
     for ours, theirs in zip(again.state_dict().values(), plain.state_dict().values(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
 
 
 def test_what_does_not_fit_is_refused():

@@ -81,6 +81,7 @@ def _begin(rows, factors, shifts, thresholds, start, n, inner, taken, put):  # t
 def forward(  # type: ignore[no-untyped-def]
     sums, factors, shifts, thresholds, spikes, count, fired, left, steps, lasting, size, inner, block, first, last, leak, v0, kept, taken, put, once
 ):  # fmt: skip
+    """Spikes of neurons `first` to `last` at every step, their counts, sums of firing potentials, and potentials left (Eq. 1); arrays in memory's order."""
     rows, phase, whole = np.empty(_ROWS * _PITCH, np.float32), size, inner * _u(len(thresholds))
     for start in range(first, last, block):
         n = min(block, last - start)
@@ -157,6 +158,7 @@ def backward(  # type: ignore[no-untyped-def]
     sums, factors, shifts, means, thresholds, grad_spikes, grad_sums, grad_threshold, grad_leak, to_shifts, to_factors,
     steps, lasting, size, inner, block, first, last, leak, v0, kept, taken, put, once, surrogate, learns_threshold, learns_leak, normed,
 ):  # fmt: skip
+    """Gradients of the currents of neurons `first` to `last` (Eq. 4), and, where asked for, of thresholds and leaks; sums a channel for a norm's own."""
     rows, phase, whole = np.empty(_ROWS * _PITCH, np.float32), size, inner * _u(len(thresholds))
     charged = np.empty(steps * _PITCH, np.float32)  # potentials before the reset
     for start in range(first, last, block):
@@ -232,6 +234,7 @@ def through_norm(gradient, sums, factors, offsets, slopes, means, steps, size, i
 
 @_compiled
 def pack(values, bits, first, last):  # type: ignore[no-untyped-def]
+    """Bytes `first` to `last` of eight ones and zeros each, the first one highest."""
     for i in range(first, last):
         at, byte = i * _u(8), _u(0)
         for j in range(_u(8)):
@@ -241,6 +244,7 @@ def pack(values, bits, first, last):  # type: ignore[no-untyped-def]
 
 @_compiled
 def unpack(bits, table, values, first, last):  # type: ignore[no-untyped-def]
+    """The ones and zeros of bytes `first` to `last`, of each byte those in its row of the table."""
     for i in range(first, last):
         at, byte = i * _u(8), _u(bits[i])
         for j in range(_u(8)):
