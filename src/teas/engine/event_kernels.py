@@ -29,33 +29,46 @@ _inlined = _jit(**_options, _nrt=False, forceinline=True)
 _u = np.uint64
 
 
-def _sender(width: int, vectors: int, lanes: int, subtract: bool) -> Callable[..., Any]:
-    """Add the weights of events, `width` a row, to some places from each event's on; two events at a time, so that none waits for the other's sums.
+def _grouper(group: int) -> Callable[..., Any]:
+    """Rows of the weights of so many events from one on, as a tuple."""
 
-    Returns where the rest of the events begins, one or none.
+    def one(events, at, run):  # type: ignore[no-untyped-def]
+        return ((_u(events[at]) & _u(0xFFFF)) * run,)
+
+    def two(events, at, run):  # type: ignore[no-untyped-def]
+        return (_u(events[at]) & _u(0xFFFF)) * run, (_u(events[at + _u(1)]) & _u(0xFFFF)) * run
+
+    return _inlined({1: one, 2: two}[group])  # type: ignore[no-any-return]
+
+
+def _sender(width: int, vectors: int, lanes: int, subtract: bool, group: int) -> Callable[..., Any]:
+    """Add the weights of events, `width` a row, to some places from each event's on; two groups of events at a time, so that none waits for the other's sums.
+
+    Returns where the rest of the events begins, one group or none.
     """
-    add, run = adder(vectors, lanes, subtract), _u(width)
+    add, rows, run, size = adder(vectors, lanes, subtract), _grouper(group), _u(width), _u(group)
 
     def send(current, places, weights, tables, events, low, high):  # type: ignore[no-untyped-def]
-        half = (high - low) // _u(2)
-        middle = low + half
+        half = (high - low) // (_u(2) * size)
+        middle = low + half * size
         for i in range(half):
-            e, f = _u(events[low + i]), _u(events[middle + i])
-            add(current, (e >> _u(16)) * _u(16), places, weights, (e & _u(0xFFFF)) * run, tables)
-            add(current, (f >> _u(16)) * _u(16), places, weights, (f & _u(0xFFFF)) * run, tables)
-        return middle + half
+            e, f = low + i * size, middle + i * size
+            add(current, (_u(events[e]) >> _u(16)) * _u(16), places, weights, rows(events, e, run), tables)
+            add(current, (_u(events[f]) >> _u(16)) * _u(16), places, weights, rows(events, f, run), tables)
+        return middle + half * size
 
     return _inlined(send)  # type: ignore[no-any-return]
 
 
-def _scatterer(subtract: bool) -> Callable[..., None]:
+def _scatterer(subtract: bool, group: int) -> Callable[..., None]:
     """Add (or subtract) the weights of events to `n` rows of currents from row `top` on; kernels of 3x3 and up to 64 channels to all rows at once.
 
+    group: how many events in a row begin at the same place: what they add is summed up before it is stored, for a place takes stores longest.
     A vector is never wider than a column of the currents: an event of the next column then loads what was stored, whole, and need not wait for it. At most
     three are in registers at a time, two to four of the processor's own each.
     """
-    send48, send64, send96 = _sender(48, 3, 16, subtract), _sender(64, 2, 32, subtract), _sender(96, 3, 32, subtract)
-    send128, send192 = _sender(128, 2, 32, subtract), _sender(192, 3, 32, subtract)
+    send48, send64, send96 = (_sender(*sizes, subtract, group) for sizes in ((48, 3, 16), (64, 2, 32), (96, 3, 32)))
+    send128, send192 = (_sender(*sizes, subtract, group) for sizes in ((128, 2, 32), (192, 3, 32)))
     add1, add4 = adder(1, 16, subtract), adder(2, 32, subtract)
 
     def scatter(current, top, n, ring, slot, weights, row0, table, run, events, low, high):  # type: ignore[no-untyped-def]
@@ -92,17 +105,18 @@ def _scatterer(subtract: bool) -> Callable[..., None]:
                 for i in range(low, high):
                     e = _u(events[i])
                     for v in range(_u(0), run, _u(64)):
-                        add4(current, (e >> _u(16)) * _u(16), (offset + v,), weights, (e & _u(0xFFFF)) * run, (row + v,))
+                        add4(current, (e >> _u(16)) * _u(16), (offset + v,), weights, ((e & _u(0xFFFF)) * run,), (row + v,))
                 rest = high
             for i in range(rest, high):
                 e = _u(events[i])
                 for v in range(_u(0), run, _u(16)):
-                    add1(current, (e >> _u(16)) * _u(16), (offset + v,), weights, (e & _u(0xFFFF)) * run, (row + v,))
+                    add1(current, (e >> _u(16)) * _u(16), (offset + v,), weights, ((e & _u(0xFFFF)) * run,), (row + v,))
 
     return _inner(scatter)  # type: ignore[no-any-return]
 
 
-_add_events, _subtract_events = _scatterer(False), _scatterer(True)
+_add_events, _subtract_events = _scatterer(False, 1), _scatterer(True, 1)
+_add_pairs, _subtract_pairs = _scatterer(False, 2), _scatterer(True, 2)
 
 
 @_inner
@@ -111,23 +125,31 @@ def _phase(terms, k, row):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _row_events(arena, terms, k, row, begin, end, steps, row_vectors, bases, reads, events, off):  # type: ignore[no-untyped-def]
-    """Events of one row of a source at steps `begin` to `end`; `off` asks for the neurons that stop firing instead of those that begin.
+def _row_events(arena, terms, k, row, begin, end, steps, row_vectors, vectors, bases, reads, events, off):  # type: ignore[no-untyped-def]
+    """Events of one row of a source at steps `begin` to `end`, in pairs that begin at the same place: where one is left over, an event without weights
+    follows; `off` asks for the neurons that stop firing instead of those that begin.
 
     The currents of the next step lie a row further. Returns the end of the events.
     """
-    words = _u(terms[k, COLUMNS] * terms[k, WORDS])
+    columns, words = _u(terms[k, COLUMNS]), _u(terms[k, WORDS])
     table, phase = _u(terms[k, BASES]), _u(_phase(terms, k, row) * terms[k, STRIDE] * terms[k, WORDS] * LANES)
-    n = _u(terms[k, EVENTS])
+    first = n = _u(terms[k, EVENTS])
+    nothing = _u(terms[k, TABLE] // (terms[k, RUN] * vectors * LANES) - 1)  # the last row of the weights
     changes = terms[k, KIND] == CHANGES
     for step in range(begin, end):
-        at, more = _u(terms[k, AT]) + _u(row * steps + step) * words, phase + (_u((step - begin) * row_vectors) << _u(16))
-        for i in range(words):
-            word = _u(arena[at + i])
-            if changes:
-                before = _u(arena[at + i - words]) if step > 0 else _u(0)
-                word = before & ~word if off else word & ~before
-            n = unpack(word & _u(reads[table + i]), _u(bases[table + i]) + more, events, n)
+        at, more = _u(terms[k, AT]) + _u(row * steps + step) * columns * words, phase + (_u((step - begin) * row_vectors) << _u(16))
+        i = _u(0)
+        for _ in range(columns):
+            place = ((_u(bases[table + i]) + more) >> _u(16)) << _u(16)
+            for _ in range(words):
+                word = _u(arena[at + i])
+                if changes:
+                    before = _u(arena[at + i - columns * words]) if step > 0 else _u(0)
+                    word = before & ~word if off else word & ~before
+                n = unpack(word & _u(reads[table + i]), _u(bases[table + i]) + more, events, n)
+                i += _u(1)
+            events[n] = place + nothing
+            n += (n - first) & _u(1)
     return n
 
 
@@ -140,21 +162,19 @@ def _send_row(arena, terms, k, row, begin, end, steps, at_once, rows, vectors, w
     if phase >= terms[k, ROW_KERNEL] or low >= high:
         return
     run, slot = _u(terms[k, RUN] * vectors * LANES), _u(at_once * row_vectors * LANES)
-    on_low = on_high = off_low = off_high = _u(terms[k, EVENTS])
+    top, n, table = top + low, high - low, _u(terms[k, TABLE])
+    row0, first = _u(terms[k, WEIGHTS]) + _u(low) * table, _u(terms[k, EVENTS])
     if terms[k, KIND] == FIRST:
         bucket = _u(terms[k, STARTS] + row * parts(steps, at_once) + begin // at_once)
-        off_low, off_high = _u(starts[bucket + _u(1)]), _u(starts[bucket + _u(2)])
         if begin == 0:
-            on_low, on_high = _u(starts[bucket]), off_low
-    else:
-        on_high = _row_events(arena, terms, k, row, begin, end, steps, row_vectors, bases, reads, events, False)
-    top, n, table = top + low, high - low, _u(terms[k, TABLE])
-    row0 = _u(terms[k, WEIGHTS]) + _u(low) * table
-    _add_events(current, top, n, ring, slot, weights, row0, table, run, events, on_low, on_high)
+            _add_events(current, top, n, ring, slot, weights, row0, table, run, events, _u(starts[bucket]), _u(starts[bucket + _u(1)]))
+        _subtract_events(current, top, n, ring, slot, weights, row0, table, run, events, _u(starts[bucket + _u(1)]), _u(starts[bucket + _u(2)]))
+        return
+    last = _row_events(arena, terms, k, row, begin, end, steps, row_vectors, vectors, bases, reads, events, False)
+    _add_pairs(current, top, n, ring, slot, weights, row0, table, run, events, first, last)
     if terms[k, KIND] == CHANGES:
-        off_high = _row_events(arena, terms, k, row, begin, end, steps, row_vectors, bases, reads, events, True)
-    if off_low < off_high:
-        _subtract_events(current, top, n, ring, slot, weights, row0, table, run, events, off_low, off_high)
+        last = _row_events(arena, terms, k, row, begin, end, steps, row_vectors, vectors, bases, reads, events, True)
+        _subtract_pairs(current, top, n, ring, slot, weights, row0, table, run, events, first, last)
 
 
 @_inner

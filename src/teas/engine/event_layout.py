@@ -236,7 +236,7 @@ class Layout:
         return torch.cat([pairs, thirds], 2).flatten()
 
     def _table(self, term: Term) -> tuple[Tensor, list[int]]:
-        """Weights as `[row of the run, phase, channel, run]`, and the integers that describe the term."""
+        """A term's weights as `[row of the run, phase and channel, run]`, one row of zeros behind the others, and the integers that describe the term."""
         weight = self._weight(term)
         channels, rows, columns = term.shape
         outs, width = padded(len(weight)), padded(channels)
@@ -253,10 +253,10 @@ class Layout:
             split = full.view(outs, width, run[0], stride[0], run[1], stride[1]).flip(2, 4)
             table = split.permute(2, 3, 5, 1, 4, 0).flatten(1, 2).flatten(3)
             words = width // LANES
-        phases = table.shape[1] * table.shape[2]
-        if phases > 2**16:
-            raise OverflowError(f"{phases} rows of weights")
-        described = [0, rows, columns, words, 0, *kernel, *stride, *padding, *run, phases * table.shape[3], 0, 0, 0, 0, 0, 0]
+        table = F.pad(table.flatten(1, 2), (0, 0, 0, 1))
+        if table.shape[1] > 2**16:
+            raise OverflowError(f"{table.shape[1]} rows of weights")
+        described = [0, rows, columns, words, 0, *kernel, *stride, *padding, *run, table.shape[1] * table.shape[2], 0, 0, 0, 0, 0, 0]
         return table, described
 
 

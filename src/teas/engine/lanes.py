@@ -54,23 +54,30 @@ class _Block:
 
 
 def adder(vectors: int, lanes: int, subtract: bool) -> Callable[..., None]:
-    """`current[at + to:][:lanes·vectors] ±= weights[row + from:][:lanes·vectors]` for each `to` and `from` of two tuples, loads before stores of each."""
+    """`current[at + to:][:lanes·vectors] ±= Σ_row weights[row + from:][:lanes·vectors]` for each `to` and `from` of two tuples, and all rows of a third.
+
+    Loads before stores of each place; rows are added in their order, one after the other.
+    """
 
     @intrinsic
-    def add(typing: Any, current: Any, at: Any, to: Any, weights: Any, row: Any, from_: Any) -> Any:
+    def add(typing: Any, current: Any, at: Any, to: Any, weights: Any, rows: Any, from_: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            block, (_, at, to, _, row, from_) = _Block(context, builder, signature, arguments), arguments
+            block, (_, at, to, _, rows, from_) = _Block(context, builder, signature, arguments), arguments
             integer = block.is_integer(0)
             operation = (builder.sub if subtract else builder.add) if integer else (builder.fsub if subtract else builder.fadd)
+            starts = [builder.extract_value(rows, number) for number in range(signature.args[4].count)]
             for number in range(signature.args[2].count):
-                place, weight = builder.add(at, builder.extract_value(to, number)), builder.add(row, builder.extract_value(from_, number))
+                place, table = builder.add(at, builder.extract_value(to, number)), builder.extract_value(from_, number)
                 offsets = [ir.Constant(_I64, lanes * vector) for vector in range(vectors)]
-                sums = [operation(block.load(0, builder.add(place, offset), lanes), block.load(3, builder.add(weight, offset), lanes)) for offset in offsets]
+                sums = [block.load(0, builder.add(place, offset), lanes) for offset in offsets]
+                for start in starts:
+                    row = builder.add(start, table)
+                    sums = [operation(value, block.load(3, builder.add(row, offset), lanes)) for value, offset in zip(sums, offsets, strict=True)]
                 for value, offset in zip(sums, offsets, strict=True):
                     block.store(value, 0, builder.add(place, offset))
             return context.get_dummy_value()
 
-        return types.void(current, at, to, weights, row, from_), build
+        return types.void(current, at, to, weights, rows, from_), build
 
     return add
 
