@@ -150,7 +150,8 @@ def _run(plan: Plan, network: SpikingNetwork, inputs: Tensor, keep: str, threads
     sums = {name: (torch.empty_like(found), torch.empty_like(found)) for name, found in counts.items()} if keep == "potentials" else {}
     times = None if rate else torch.empty_like(counts[last.name])
     threads = min(threads, len(inputs))
-    at_once = min(plan.images, -(-len(inputs) // threads))
+    each = -(-len(inputs) // threads)
+    at_once = -(-each // -(-each // plan.images))  # as many for each worker as for the others, in as few parts as it can take them
     begins = iter(range(0, len(inputs), at_once))  # each worker takes the next images; the interpreter's lock keeps two from taking the same
 
     def collect(worker: Worker, part: slice, n: int) -> None:

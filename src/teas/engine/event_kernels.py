@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from teas.engine.lanes import LANES, adder, adder_where, count_bits, firing, look_up, ones, spacer, unpack, unpack_counts
+from teas.engine.firing import firing
+from teas.engine.lanes import LANES, adder, adder_where, count_bits, look_up, ones, spacer, unpack, unpack_counts
 
 # What the events of a term are: spikes; on at step 0 and off at step n; on and off at any step; none, for every word of spikes is looked up.
 SPIKES, FIRST, CHANGES, TABLED = 0, 1, 2, 3
@@ -433,7 +434,7 @@ def write_first(n, counts, rows, line, steps, arena, to):  # type: ignore[no-unt
                     arena[image, _u(to + (row * steps + step) * line + word)] = np.uint16(bits)
 
 
-_space_word, _space_four = spacer(LANES), spacer(4 * LANES)
+_space_word, _space_four, _space_sixteen = spacer(LANES), spacer(4 * LANES), spacer(16 * LANES)
 
 
 @_compiled
@@ -447,9 +448,12 @@ def write_even(n, counts, rows, line, steps, arena, to):  # type: ignore[no-unty
 def _write_even(counts, rows, line, steps, arena, to):  # type: ignore[no-untyped-def]
     for row in range(rows):
         at, out = row * line * LANES, to + row * steps * line
-        for word in range(0, line - 3, 4):
+        sixteens, fours = line - line % 16, line - line % 4  # as many words at once as there are: none then waits for its own last step
+        for word in range(0, sixteens, 16):
+            _space_sixteen(counts, _u(at + word * LANES), _u(steps), arena, _u(out + word), _u(line))
+        for word in range(sixteens, fours, 4):
             _space_four(counts, _u(at + word * LANES), _u(steps), arena, _u(out + word), _u(line))
-        for word in range(line - line % 4, line):
+        for word in range(fours, line):
             _space_word(counts, _u(at + word * LANES), _u(steps), arena, _u(out + word), _u(line))
 
 

@@ -19,7 +19,7 @@ from teas.spiking.trace import INPUT
 
 _CHUNK = 8  # steps that a dense layer computes at once, so that its memory does not grow with the window
 _TABLED = 0.5  # spikes a place and step from which looking words up is faster than adding each spike's weights
-_IMAGES, _TRAINS = 4, 2**22  # most images that a worker takes through a layer at once, and bytes that their trains may take
+_IMAGES, _TRAINS = 8, 3 * 2**20  # most images that a worker takes through a layer at once, and bytes that their trains may take
 
 
 @dataclass
