@@ -162,7 +162,7 @@ def test_trains_take_one_bit_a_step_and_share_memory():
     places = [layout.map for layout in INTEGERS.plan(network, inputs[:1], "nothing").layouts.values()]
     sizes = {steps: INTEGERS.plan(network.with_windows(steps), inputs[:1], "nothing").size for steps in (8, 256)}
     assert sizes[256] <= 32 * sizes[8]
-    assert sizes[8] < 8 * (3 * sum(place.rows * place.line for place in places))
+    assert sizes[8] <= 8 * sum(place.rows * place.line for place in places)  # trains that pass unchanged are not copied
 
 
 def test_reasons():

@@ -260,7 +260,7 @@ class Layout:
         return table, described
 
 
-def max_pooled_shape(shape: Shape, pool: nn.MaxPool2d) -> Shape:
-    """The map after max pooling, `(channel, row, column)`."""
-    found = pool(torch.zeros(1, 1, *shape[1:])).shape
-    return (shape[0], found[2], found[3])
+def pooled_map(place: Map, pool: nn.MaxPool2d) -> Map:
+    """The map after max pooling; one without positions has a single one."""
+    rows, columns = pool(torch.zeros(1, 1, place.rows, place.columns)).shape[2:]
+    return Map.of((place.channels, rows, columns))

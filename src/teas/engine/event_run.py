@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from teas.engine import event_kernels as kernels
-from teas.engine.event_layout import LANES, Floats, Layout, Map, aligned, max_pooled_shape
+from teas.engine.event_layout import LANES, Floats, Layout, aligned, pooled_map
 from teas.spiking.network import Semantics
 from teas.spiking.neuron import Emission
 from teas.spiking.synapses import run_synapses
@@ -60,20 +60,29 @@ class Plan:
             layout = self.layouts[name]
             words = 0 if name in self.bare else layout.map.rows * layout.steps * layout.map.line
             self.trains[name] = allocate(words, index, last[name])
-            for number, (source, shape) in enumerate(self.read(name)):
-                place = Map.of(shape)
-                unpooled = self.layouts[source].map
-                words = layout.steps * (place.rows * place.line + unpooled.rows * unpooled.line)
-                self.copies[name, number] = allocate(0 if name not in self.dense and layout.sorted[number] else words, index, index)
+            for number, source in enumerate(self.read(name)):
+                self.copies[name, number] = allocate(self._copied_words(name, number, source), index, index)
         self.size = max(end for _, end, _ in taken)
         self.images = max(1, min(_IMAGES, _TRAINS // max(1, 2 * self.size)))
 
-    def read(self, name: str) -> list[tuple[str, tuple[int, ...]]]:
-        """Sources of a layer's terms (of the layer itself where it is dense), and the shapes of the maps they send."""
+    def _copied_words(self, name: str, number: int, source: str) -> int:
+        """Words of the trains that a layer reads instead of its source's own: in another window, and after each pooling."""
+        layout, before = self.layouts[name], self.layouts[source].map
+        if name not in self.dense and layout.sorted[number]:
+            return 0  # it reads counts
+        pools = [] if name in self.dense else layout.terms[number].pools
+        maps = [before] if pools or layout.steps != self.layouts[source].steps else []
+        for pool in pools:
+            before = pooled_map(before, pool)
+            maps.append(before)
+        return layout.steps * sum(place.rows * place.line for place in maps)
+
+    def read(self, name: str) -> list[str]:
+        """Sources of a layer's terms (of the layer itself where it is dense)."""
         layout = self.layouts[name]
         if name in self.dense:
-            return [(source, self.layouts[source].map.shape) for source in layout.layer.sources if source != INPUT]
-        return [(term.source, term.shape) for term in layout.terms]
+            return [source for source in layout.layer.sources if source != INPUT]
+        return [term.source for term in layout.terms]
 
 
 class Worker:
@@ -172,15 +181,13 @@ class Worker:
             kinds[:] = kernels.FIRST
         else:
             self._copy(term.source, n, layout.steps, at)
-        shape = place.shape
         for pool in term.pools:
-            place = Map.of(shape if len(shape) == 3 else (*shape, 1, 1))
-            shape = max_pooled_shape((place.channels, place.rows, place.columns), pool)
+            pooled = pooled_map(place, pool)
             to = self.plan.copies[name, number]
             to = to if at != to else to + layout.steps * place.rows * place.line
             options = [(v, v) if isinstance(v, int) else tuple(v) for v in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
-            kernels.pool_trains(self.arena, n, at, place.rows, place.columns, place.vectors, layout.steps, *options, shape[1], shape[2], to)
-            at = to
+            kernels.pool_trains(self.arena, n, at, place.rows, place.columns, place.vectors, layout.steps, *options, pooled.rows, pooled.columns, to)
+            place, at = pooled, to
         if row[kernels.TABLES] >= 0 and not layout.sorted[number]:
             often = self.totals[term.source][:n] > _TABLED * term.shape[1] * term.shape[2] * layout.steps
             kinds[often] = kernels.TABLED
