@@ -169,7 +169,7 @@ CASES = {
     "residual, added to itself": (lambda: chain_of(added_to_itself), (8, 8)),
     "pooling, overlapping": (lambda: pooled(nn.MaxPool2d((3, 2), 2, 1)), (16, 8)),
     "pooling, dilated": (lambda: pooled(nn.MaxPool2d(2, (1, 3), dilation=2)), (8, 8)),
-    "pooling, twice": (lambda: pooled(nn.Sequential(nn.MaxPool2d(2, 1), nn.MaxPool2d(3, 3))), (16, 8)),
+    "pooling, again and again": (lambda: pooled(nn.Sequential(nn.MaxPool2d(2, 1, 1), nn.MaxPool2d(2, 1, 1), nn.MaxPool2d(3, 3))), (16, 8)),
     "pooling, ceil": (lambda: pooled(nn.MaxPool2d(2, ceil_mode=True)), (8, 8)),
     "viewed": (lambda: chain_of(viewed, 12.0, fc=nn.Linear(2 * 4 * 7 * 9, 5)), (8, 8, 32)),
     "pooling of averages": (lambda: pooled(nn.AvgPool2d(2)), (8, 8)),

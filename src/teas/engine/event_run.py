@@ -66,13 +66,12 @@ class Plan:
         self.images = max(1, min(_IMAGES, _TRAINS // max(1, 2 * self.size)))
 
     def _copied_words(self, name: str, number: int, source: str) -> int:
-        """Words of the trains that a layer reads instead of its source's own: in another window, and after each pooling."""
+        """Words of the trains that a layer reads instead of its source's own, one behind the other: in another window, and after each pooling."""
         layout, before = self.layouts[name], self.layouts[source].map
         if name not in self.dense and layout.sorted[number]:
             return 0  # it reads counts
-        pools = [] if name in self.dense else layout.terms[number].pools
-        maps = [before] if pools or layout.steps != self.layouts[source].steps else []
-        for pool in pools:
+        maps = [before] if layout.steps != self.layouts[source].steps else []
+        for pool in () if name in self.dense else layout.terms[number].pools:
             before = pooled_map(before, pool)
             maps.append(before)
         return layout.steps * sum(place.rows * place.line for place in maps)
@@ -169,8 +168,8 @@ class Worker:
         """Where a term's trains lie, in the window of the layer that reads them; what their events are is written to `kinds`, by image."""
         layout = self.plan.layouts[name]
         term = layout.terms[number]
-        source, at = self.plan.layouts[term.source], self.plan.copies[name, number]
-        place = source.map
+        source, to = self.plan.layouts[term.source], self.plan.copies[name, number]
+        place, at = source.map, to
         kinds[:] = kernels.SPIKES
         if source.steps == layout.steps:
             at = self.plan.trains[term.source]
@@ -180,14 +179,14 @@ class Worker:
             self._retime(term.source, layout.steps, self.retimed[number, :n])
             kinds[:] = kernels.FIRST
         else:
-            self._copy(term.source, n, layout.steps, at)
+            self._copy(term.source, n, layout.steps, to)
+            to += layout.steps * place.rows * place.line
         for pool in term.pools:
             pooled = pooled_map(place, pool)
-            to = self.plan.copies[name, number]
-            to = to if at != to else to + layout.steps * place.rows * place.line
             options = [(v, v) if isinstance(v, int) else tuple(v) for v in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
             kernels.pool_trains(self.arena, n, at, place.rows, place.columns, place.vectors, layout.steps, *options, pooled.rows, pooled.columns, to)
             place, at = pooled, to
+            to += layout.steps * place.rows * place.line
         if row[kernels.TABLES] >= 0 and not layout.sorted[number]:
             often = self.totals[term.source][:n] > _TABLED * term.shape[1] * term.shape[2] * layout.steps
             kinds[often] = kernels.TABLED
