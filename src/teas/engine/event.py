@@ -151,7 +151,7 @@ def _run(plan: Plan, network: SpikingNetwork, inputs: Tensor, keep: str, threads
     times = None if rate else torch.empty_like(counts[last.name])
     threads = min(threads, len(inputs))
     each = -(-len(inputs) // threads)
-    at_once = -(-each // -(-each // plan.images))  # as many for each worker as for the others, in as few parts as it can take them
+    at_once = -(-each // -(-each // plan.images))  # parts as alike as they can be, and as few
     begins = iter(range(0, len(inputs), at_once))  # each worker takes the next images; the interpreter's lock keeps two from taking the same
 
     def collect(worker: Worker, part: slice, n: int) -> None:

@@ -30,24 +30,22 @@ _inlined = _jit(**_options, _nrt=False, forceinline=True)
 _u = np.uint64
 
 
-def _grouper(group: int) -> Callable[..., Any]:
-    """Rows of the weights of so many events from one on, as a tuple."""
-
-    def one(events, at, run):  # type: ignore[no-untyped-def]
-        return ((_u(events[at]) & _u(0xFFFF)) * run,)
-
-    def two(events, at, run):  # type: ignore[no-untyped-def]
-        return (_u(events[at]) & _u(0xFFFF)) * run, (_u(events[at + _u(1)]) & _u(0xFFFF)) * run
-
-    return _inlined({1: one, 2: two}[group])  # type: ignore[no-any-return]
+@_inlined
+def _row_of_one(events, at, run):  # type: ignore[no-untyped-def]
+    return ((_u(events[at]) & _u(0xFFFF)) * run,)
 
 
-def _sender(width: int, vectors: int, lanes: int, subtract: bool, group: int) -> Callable[..., Any]:
-    """Add the weights of events, `width` a row, to some places from each event's on; two groups of events at a time, so that none waits for the other's sums.
+@_inlined
+def _rows_of_two(events, at, run):  # type: ignore[no-untyped-def]
+    return (_u(events[at]) & _u(0xFFFF)) * run, (_u(events[at + _u(1)]) & _u(0xFFFF)) * run
 
-    Returns where the rest of the events begins, one group or none.
+
+def _sender(width: int, vectors: int, lanes: int, subtract: bool, pairs: bool) -> Callable[..., Any]:
+    """Add the weights of events, `width` a row, to some places from each event's on; two events or pairs in turn, so that none waits for the other's sums.
+
+    Returns where the rest of the events begins: one event, one pair, or none.
     """
-    add, rows, run, size = adder(vectors, lanes, subtract), _grouper(group), _u(width), _u(group)
+    add, rows, run, size = adder(vectors, lanes, subtract), _rows_of_two if pairs else _row_of_one, _u(width), _u(2 if pairs else 1)
 
     def send(current, places, weights, tables, events, low, high):  # type: ignore[no-untyped-def]
         half = (high - low) // (_u(2) * size)
@@ -61,15 +59,15 @@ def _sender(width: int, vectors: int, lanes: int, subtract: bool, group: int) ->
     return _inlined(send)  # type: ignore[no-any-return]
 
 
-def _scatterer(subtract: bool, group: int) -> Callable[..., None]:
+def _scatterer(subtract: bool, pairs: bool) -> Callable[..., None]:
     """Add (or subtract) the weights of events to `n` rows of currents from row `top` on; kernels of 3x3 and up to 64 channels to all rows at once.
 
-    group: how many events in a row begin at the same place: what they add is summed up before it is stored, for a place takes stores longest.
+    pairs: events come two by two at the same place; a place is then stored once for both, for stores take longest.
     A vector is never wider than a column of the currents: an event of the next column then loads what was stored, whole, and need not wait for it. At most
     three are in registers at a time, two to four of the processor's own each.
     """
-    send48, send64, send96 = (_sender(*sizes, subtract, group) for sizes in ((48, 3, 16), (64, 2, 32), (96, 3, 32)))
-    send128, send192 = (_sender(*sizes, subtract, group) for sizes in ((128, 2, 32), (192, 3, 32)))
+    send48, send64, send96 = (_sender(*sizes, subtract, pairs) for sizes in ((48, 3, 16), (64, 2, 32), (96, 3, 32)))
+    send128, send192 = (_sender(*sizes, subtract, pairs) for sizes in ((128, 2, 32), (192, 3, 32)))
     add1, add4 = adder(1, 16, subtract), adder(2, 32, subtract)
 
     def scatter(current, top, n, ring, slot, weights, row0, table, run, events, low, high):  # type: ignore[no-untyped-def]
@@ -116,8 +114,8 @@ def _scatterer(subtract: bool, group: int) -> Callable[..., None]:
     return _inner(scatter)  # type: ignore[no-any-return]
 
 
-_add_events, _subtract_events = _scatterer(False, 1), _scatterer(True, 1)
-_add_pairs, _subtract_pairs = _scatterer(False, 2), _scatterer(True, 2)
+_add_events, _subtract_events = _scatterer(False, False), _scatterer(True, False)
+_add_pairs, _subtract_pairs = _scatterer(False, True), _scatterer(True, True)
 
 
 @_inner

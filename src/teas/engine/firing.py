@@ -112,6 +112,7 @@ class _Plain:
         return parts[0] if len(parts) == 1 else self.shuffled(parts[0], parts[1], (lane + LANES * odd for lane in range(LANES) for odd in (0, 1)))
 
     def shuffled(self, first: Any, second: Any, order: Iterable[int]) -> Any:
+        """Values of two vectors of 32-bit integers in another order."""
         lanes = list(order)
         return self.block.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
 
