@@ -93,6 +93,20 @@ def viewed(m, x):
     return m.f3(m.fc(torch.cat([b, a.view(a.shape[0], 252)], 1)))
 
 
+def membrane_shortcuts(m, x):
+    stream = m.c1(x)
+    stream = stream + m.c2(m.f1(stream))
+    return m.f3(stream + m.c3(m.f2(stream)))
+
+
+def membrane_shortcuts_of_shapes(m, x):
+    stream = m.c1(x)
+    stream += m.c2(m.f1(stream))
+    narrow = F.pad(stream[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)) + m.c3(m.f2(stream))
+    flat = narrow.view(narrow.size(0), 160)
+    return m.f5(m.fc(m.f3(m.norm(narrow)).flatten(1)) + m.skip(m.f4(flat)) + m.skip(flat))
+
+
 def padded_shortcut(m, x):
     a = m.f1(m.c1(x))
     return m.f3(m.c3(m.f2(m.c2(a))) + F.pad(a[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
@@ -129,6 +143,10 @@ def averaged():
     return nn.Sequential(nn.Conv2d(3, 4, 2), neurons(), nn.AvgPool2d(2), conv(), neurons(0.75), nn.Flatten(), nn.Linear(48, 5))
 
 
+def maps():
+    return {"fc": nn.Linear(160, 5), "skip": nn.Linear(160, 5)}
+
+
 def chain_of(flow, last=1.0, **parts):
     names = {"f1": neurons(), "f2": neurons(0.75), "f3": neurons(last)}
     return Graph(flow, c1=conv(3), **{"c2": conv(), **names, **parts})
@@ -160,6 +178,14 @@ CASES = {
     "residual of two maps": (lambda: chain_of(both_maps, c3=conv(), skip=nn.Conv2d(4, 4, 1), fc=nn.Linear(4 * 7 * 9, 5)), (8, 8, 4)),
     "sum in place": (lambda: chain_of(sum_in_place), (8, 8)),
     "sum read twice": (lambda: chain_of(sum_read_twice), (8, 8)),
+    "membrane shortcuts": (lambda: chain_of(membrane_shortcuts, c3=conv()), (8, 8, 8)),
+    "membrane shortcuts, unequal": (lambda: chain_of(membrane_shortcuts, per_channel(), c3=conv()), (4, 8, 2)),
+    "membrane shortcuts, shapes": (
+        lambda: chain_of(
+            membrane_shortcuts_of_shapes, c3=nn.Conv2d(4, 8, 3, 2, 1), norm=nn.Conv2d(8, 8, 1, groups=8), f4=neurons(), f5=neurons(256.0), **maps()
+        ),
+        (8, 8, 8, 8, 8),
+    ),
     "concatenation": (lambda: chain_of(concatenation, c3=conv(8)), (8, 8, 8)),
     "concatenation, unequal": (lambda: chain_of(concatenation, c3=conv(8)), (8, 2, 4)),
     "view and sum": (lambda: chain_of(view_and_sum, c3=conv(), fc=nn.Linear(4 * 7 * 9, 5)), (8, 8)),

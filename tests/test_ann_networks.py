@@ -25,6 +25,23 @@ def test_published_sizes():
         build_ann("resnet21", 10)
 
 
+def test_membrane_shortcuts_charge_every_neuron_with_all_blocks_before_it():
+    torch.manual_seed(0)
+    ann = build_ann("resnet20_membrane", 10).eval()
+    plain = build_ann("resnet20", 10)
+    assert [conv.weight.shape for conv in ann.modules() if isinstance(conv, nn.Conv2d)] == [c.weight.shape for c in plain.modules() if isinstance(c, nn.Conv2d)]
+    inputs = torch.randn(2, 3, 32, 32)
+    layers = {layer.name: layer for layer in teas.convert(ann, [inputs]).at(4).layers}
+    assert len(layers) == 20
+    assert layers["layer1.2.relu"].sources == ("input", "layer1.0.relu_2", "layer1.1.relu_2")
+    # The stream alone, without its blocks: what the stem makes of the image, every second pixel, zeros for channels that are new.
+    for block in [*ann.layer1, *ann.layer2, *ann.layer3]:
+        block.conv2.weight.data.zero_()
+    stem = ann.conv1(inputs)
+    assert torch.equal(ann.layer2(ann.layer1(stem))[:, 8:24], stem[:, :, ::2, ::2])
+    assert not ann.layer2(ann.layer1(stem))[:, :8].any()
+
+
 def test_the_original_resnet50_strides_where_it_was_published_to():
     net = build_ann("imagenet_resnet50_original", 1000)
     assert net.layer2[0].conv1.stride == (2, 2)

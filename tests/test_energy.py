@@ -64,6 +64,43 @@ def test_two_phase_operations_do_not_need_the_trains():
     assert found["readout"].synaptic == record["3"].spikes.sum().item() * 3 / 8
 
 
+class Stream(nn.Module):
+    """Membrane shortcuts over three neurons: each is charged with all currents before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.out = nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 5)
+        self.f, self.g, self.h = (teas.IF(0.4, reset="subtract") for _ in range(3))
+
+    def forward(self, x):
+        stream = self.a(x)
+        stream = stream + self.b(self.f(stream))
+        stream = stream + self.c(self.g(stream))
+        return self.out(self.h(stream))
+
+
+def test_a_current_that_charges_several_layers_is_computed_once():
+    torch.manual_seed(0)
+    inputs = torch.rand(4, 2)
+    network = teas.SpikingNetwork(Stream(), {"f": 4, "g": 2, "h": 3}, firing="two_phase").eval()
+    with torch.no_grad():
+        record, found = network(inputs).record, count_operations(network, inputs)
+    spikes = {name: float(record[name].count.sum()) / 4 for name in "fgh"}
+    assert all(spikes.values())
+    assert found["f"] == Operations(dense=6, analog=6, synaptic=0, updates=3 * 4, transform=0)
+    # The stream so far joins what a block adds to it: one addition for each of three neurons.
+    assert found["g"] == Operations(dense=9, analog=0, synaptic=3 * spikes["f"], updates=3 * 2 + 3, transform=0)
+    assert found["h"] == Operations(dense=9, analog=0, synaptic=3 * spikes["g"], updates=3 * 3 + 3, transform=0)
+    # 8 bits for pixels; 3 for four steps and 2 for two and three, whoever else is charged with them.
+    assert quantised_ann_energy(network, found, "INT8") == pytest.approx((6 * 8 + 9 * 3 + 9 * 2 + 15 * 2) * 0.2 / 8 + 39 * 0.03)
+    stepped = teas.SpikingNetwork(Stream(), {"f": 4, "g": 2, "h": 3}).eval()
+    stepped.module.load_state_dict(network.module.state_dict())
+    with torch.no_grad():
+        trains, anew = stepped(inputs, keep_spikes=True).record, count_operations(stepped, inputs)
+    assert anew["h"].synaptic == 3 * sum(float(trains["h"].received[name].sum()) for name in "fg") / 4  # both are re-timed to the window of h
+    assert (anew["h"].dense, anew["h"].analog, anew["h"].transform) == (9, 0, 6)
+
+
 def uniform_network():
     """Convolutions with padding, stride and groups, at 6 steps everywhere, immediate firing, reset to zero, no biases."""
     torch.manual_seed(0)

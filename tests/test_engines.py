@@ -62,6 +62,24 @@ def test_cases_fire_in_every_way():
     assert ties > 100
 
 
+def synapses_run(network, engine=COUNT):
+    """Names of the operations with weights that an engine runs, each as often as it does."""
+    modules = dict(network.module.named_modules())
+    operations = [operation for plan in engine._plans(network, "nothing") for operation in plan.layer.synapses if operation.kind == "call_module"]
+    return sorted(operation.name for operation in operations if isinstance(modules[operation.target], (nn.Conv2d, nn.Linear)))
+
+
+def test_a_current_is_computed_once_for_the_layers_of_a_window():
+    network, _ = build("membrane shortcuts")
+    assert synapses_run(network) == ["c1", "c2", "c3"]
+    f1, f2, f3 = network.spiking_layers
+    assert synapses_run(network.with_windows({f1: 4, f2: 8, f3: 2})) == ["c1"] * 3 + ["c2"] * 2 + ["c3"]
+    assert synapses_run(network.with_windows({f1: 4, f2: 8, f3: 8})) == ["c1"] * 2 + ["c2", "c3"]  # f3 reads the stream of f2
+    assert synapses_run(network.with_windows({f1: 4, f2: 8, f3: 4})) == ["c1"] * 2 + ["c2"] * 2 + ["c3"]  # and c1 of f1
+    drawn, _ = build("membrane shortcuts", encoding="poisson")
+    assert synapses_run(drawn) == ["c1"] * 3 + ["c2", "c3"]  # each layer draws its own input
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_random_graphs_conform(data):

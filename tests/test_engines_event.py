@@ -59,7 +59,7 @@ def test_most_cases_run_on_events():
         network, inputs = build(case, firing="immediate")
         for reason in INTEGERS.plan(network, inputs[:1], "nothing").dense.values():
             dense[case] = reason
-    assert set(dense) == {"circular padding", "same padding", "view and sum", "viewed", "pooling, ceil", "pooling of averages"}
+    assert set(dense) == {"circular padding", "same padding", "view and sum", "viewed", "pooling, ceil", "pooling of averages", "membrane shortcuts, shapes"}
     assert "padding 'circular'" in dense["circular padding"]
     assert "rounds sizes up" in dense["pooling, ceil"]
 

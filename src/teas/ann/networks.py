@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from teas.ann.resnet import CifarResNet
+from teas.ann.resnet import CifarPreactivationResNet, CifarResNet
 from teas.ann.vgg import CifarVGG
 from teas.errors import check_choice
 
@@ -48,6 +48,7 @@ def _cifar_resnet18(classes: int) -> nn.Module:
 ANNS: dict[str, Callable[[int], nn.Module]] = {
     "resnet20": CifarResNet,
     "resnet18": _cifar_resnet18,
+    "resnet20_membrane": CifarPreactivationResNet,
     "resnet20_wide": lambda classes: CifarResNet(classes, width=32),
     "vgg16": CifarVGG,
     "imagenet_resnet34": _torchvision("resnet34"),

@@ -18,8 +18,25 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        shortcut = x if self.stride == 1 else F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
-        return F.relu(y + shortcut)
+        return F.relu(y + _shortcut(x, self.stride, self.padding))
+
+
+class PreactivationBlock(nn.Module):
+    """The block of a residual stream that no activation cuts: `x + conv(relu(norm(conv(relu(norm(x))))))`; the shortcut is that of `Block`."""
+
+    def __init__(self, before: int, after: int, stride: int):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(before), nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(after), nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.stride, self.padding = stride, (after - before) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
+        return y + _shortcut(x, self.stride, self.padding)
+
+
+def _shortcut(x: Tensor, stride: int, padding: int) -> Tensor:
+    return x if stride == 1 else F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, padding, padding))
 
 
 class CifarResNet(nn.Module):
@@ -39,5 +56,30 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        out: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return out
+
+
+class CifarPreactivationResNet(nn.Module):
+    """ResNet-20 with pre-activation blocks (He et al., ECCV 2016), whose spiking form has membrane shortcuts (MS-ResNet, Hu et al., 2021).
+
+    The residual stream is a sum of currents: each neuron is charged by every block before it, and no shortcut is rounded to spikes.
+    """
+
+    def __init__(self, classes: int, blocks: int = 3, width: int = 16):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.layer1 = self._stage(width, width, blocks, 1)
+        self.layer2 = self._stage(width, 2 * width, blocks, 2)
+        self.layer3 = self._stage(2 * width, 4 * width, blocks, 2)
+        self.bn = nn.BatchNorm2d(4 * width)
+        self.linear = nn.Linear(4 * width, classes)
+
+    @staticmethod
+    def _stage(before: int, after: int, blocks: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(PreactivationBlock(before, after, stride), *[PreactivationBlock(after, after, 1) for _ in range(blocks - 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.layer3(self.layer2(self.layer1(self.conv1(x))))))
         out: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
         return out

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from teas.engine.contract import Run, check_runnable, why_not_on_cpu
 from teas.engine.int8 import MAX_BYTE, Int8Compiler, as_bytes, exact_kernels
-from teas.engine.plan import Compiler, Step, compile_step, simplified
+from teas.engine.plan import Compiler, Step, compile_step
+from teas.engine.sharing import Share, share_currents
 from teas.errors import TeasError
 from teas.spiking.coding import encode
 from teas.spiking.network import LayerRecord, Output, Record, SpikingNetwork
@@ -69,11 +70,13 @@ class CountEngine:
         return run
 
     def _plans(self, network: SpikingNetwork, keep: str) -> list[LayerPlan]:
-        last_reader = {source: layer.name for layer in network.layers for source in layer.sources}
+        shares = share_currents(network)
+        last_reader = {source: share.layer.name for share in shares for source in share.layer.sources}
         plans = []
-        for layer in network.layers:
+        for share in shares:
+            layer = share.layer
             frees = tuple(source for source in layer.sources if last_reader[source] == layer.name and source != INPUT)
-            plans.append(plan_layer(layer, network, self, keep, frees))
+            plans.append(plan_layer(share, network, self, keep, frees))
         return plans
 
 
@@ -81,7 +84,7 @@ class CountEngine:
 class LayerPlan:
     """A layer ready to run: its steps and its neurons; `frees` names the layers whose counts nobody reads after it."""
 
-    layer: Layer
+    share: Share
     compiler: Compiler
     steps: list[Step]
     neurons: IF | None
@@ -91,18 +94,22 @@ class LayerPlan:
     frees: tuple[str, ...]
     fused: Callable[[dict[str, Tensor]], Tensor] | None = None  # counts of the sources to counts, in one kernel
 
+    @property
+    def layer(self) -> Layer:
+        return self.share.layer
 
-def plan_layer(layer: Layer, network: SpikingNetwork, engine: CountEngine, keep: str, frees: tuple[str, ...]) -> LayerPlan:
+
+def plan_layer(share: Share, network: SpikingNetwork, engine: CountEngine, keep: str, frees: tuple[str, ...]) -> LayerPlan:
     """Compile one layer, after which nobody reads the counts of `frees`; a readout is left as the reference runs it, on rates."""
-    layer = simplified(layer, network.module)
+    layer = share.layer
     readout = layer.neurons is None
     window = 1 if readout else network.windows[layer.name]
     kind = Int8Compiler if engine.int8 and not readout else Compiler
     compiler = kind(layer, network, window, reorder=engine.reorder and not readout, contiguous=engine.int8 or (engine.reorder and readout))
     compiler.counts = {source: network.windows[source] for source in layer.sources if source != INPUT}
-    compiler.charges = {INPUT} & set(layer.sources)
+    compiler.charges, compiler.exports = ({INPUT} & set(layer.sources)) | share.imports, share.exports
     if readout:
-        return LayerPlan(layer, compiler, [compile_step(compiler, o) for o in layer.synapses], None, torch.ones(()), None, False, frees)
+        return LayerPlan(share, compiler, [compile_step(compiler, o) for o in layer.synapses], None, torch.ones(()), None, False, frees)
     neurons = network.neurons(layer.name)
     threshold = neurons.threshold.detach()
     direct, summed = compiler.absorbing(layer.current, False), compiler.absorbing(layer.current, True)
@@ -113,8 +120,8 @@ def plan_layer(layer: Layer, network: SpikingNetwork, engine: CountEngine, keep:
             compiler.divisor = threshold
     steps = [compile_step(compiler, operation) for operation in layer.synapses]
     offset = None if compiler.absorber else neurons.v0 * threshold
-    plan = LayerPlan(layer, compiler, steps, neurons, threshold, offset, compiler.divisor is None, frees)
-    if isinstance(compiler, Int8Compiler) and keep != "potentials":
+    plan = LayerPlan(share, compiler, steps, neurons, threshold, offset, compiler.divisor is None, frees)
+    if isinstance(compiler, Int8Compiler) and keep != "potentials" and not share.exports:
         plan.fused = compiler.fuse(steps, threshold, frees if keep == "nothing" else ())
     return plan
 
@@ -125,9 +132,12 @@ def _is_power_of_two(threshold: Tensor) -> bool:
 
 def _run(plans: list[LayerPlan], inputs: Tensor, encoding: str, keep: str) -> Output:
     counts: dict[str, Tensor] = {}
+    currents: dict[tuple[str, int], Tensor] = {}
     record: Record = {}
     for plan in plans:
+        window = plan.compiler.window
         values = {source: counts[source] for source in plan.layer.sources if source != INPUT}
+        values |= {name: currents[name, window] for name in plan.share.imports}
         for source in plan.frees:
             del counts[source]
         if plan.fused is not None:
@@ -136,7 +146,10 @@ def _run(plans: list[LayerPlan], inputs: Tensor, encoding: str, keep: str) -> Ou
             charge = _charge(plan, values, inputs, encoding)
             if plan.neurons is None:
                 return Output(charge, record)
+            currents |= {(name, window): values[name] for name in plan.share.exports}
             count, potential = _fire(plan, charge, keep)
+        for key in plan.share.frees:
+            del currents[key]
         counts[plan.layer.name] = count
         if keep != "nothing":
             record[plan.layer.name] = _recorded(plan, count, potential)
@@ -165,7 +178,7 @@ def _fire(plan: LayerPlan, charge: Tensor, keep: str) -> tuple[Tensor, Tensor | 
     """The closed form of two-phase firing; overwrites the charge where nothing else needs its memory."""
     assert plan.neurons is not None
     theta = plan.threshold if plan.threshold.dim() == 0 else plan.neurons.threshold_for(charge).detach()
-    in_place = plan.layer.current in plan.compiler.fresh
+    in_place = plan.layer.current in plan.compiler.fresh - plan.compiler.exports
     if plan.offset is not None:
         offset = plan.offset.view(theta.shape)
         charge = charge.add_(offset) if in_place else charge + offset

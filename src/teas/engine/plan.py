@@ -23,7 +23,7 @@ _POOLINGS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _SELECTING_MODULES = (*_POOLINGS, nn.Flatten)
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _SELECTING_NAMES = {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "cat", "concat", "getitem"}
-_SIZE_NAMES = {"size", "dim", "getattr"}
+SIZE_NAMES = {"size", "dim", "getattr"}
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 Values = dict[str, Any]
 Kernel = Callable[[Values], Any]
@@ -44,6 +44,7 @@ class Compiler:
 
     counts: values that hold raw spike counts, with the window that they were counted in. charges: values in charge of the receiver's window.
     fresh: charges that no other value shares memory with, and that may therefore be overwritten.
+    exports: charges that later layers read as they are (see `share_currents`).
     window: T' of the receiver; 1 for a readout, whose sources are rates. reorder: see `CountEngine`.
     contiguous: undo the channels-last layout of counts, so that sums are rounded in the reference's order.
     """
@@ -56,6 +57,7 @@ class Compiler:
     counts: dict[str, int] = field(default_factory=dict)
     charges: set[str] = field(default_factory=set)
     fresh: set[str] = field(default_factory=set)
+    exports: set[str] = field(default_factory=set)
     offset: Tensor | None = None  # v0·θ where the neurons leave it to the synapses
     divisor: Tensor | None = None  # θ where the neurons leave the division to the synapses
     absorber: str | None = None  # the operation that takes these two over
@@ -69,7 +71,7 @@ class Compiler:
 
     def last_of(self, name: str, operation: Operation) -> bool:
         """Whether nobody reads the value after this operation."""
-        return self.last_reader[name] == operation.name and name != self.layer.current
+        return self.last_reader[name] == operation.name and name != self.layer.current and name not in self.exports
 
     def may_overwrite(self, name: str, operation: Operation) -> bool:
         """Whether the operation may put its result where the value lies."""
@@ -94,7 +96,7 @@ class Compiler:
 
     def norm_after(self, operation: Operation) -> Operation | None:
         """The batch norm to fold into a convolution: it alone reads the convolution's result."""
-        readers = [other for other in self.layer.synapses if operation.name in other.inputs]
+        readers = [other for other in self.layer.synapses if operation.name in other.inputs] if operation.name not in self.exports else []
         if self.reorder and len(readers) == 1 and is_affine(self.child(readers[0])) and isinstance(self.child(operation), CONVOLUTIONS):
             return readers[0]
         return None
@@ -137,7 +139,7 @@ class Compiler:
     def absorbing(self, name: str, through_sums: bool) -> str | None:
         """The convolution or linear map whose result reaches the neurons, and nothing else, unchanged but for sums with other charges."""
         operation = self.operations.get(name)
-        if operation is None or sum(name in other.inputs for other in self.layer.synapses) > (name != self.layer.current):
+        if operation is None or name in self.exports or sum(name in other.inputs for other in self.layer.synapses) > (name != self.layer.current):
             return None
         if isinstance(self.child(operation), (*CONVOLUTIONS, nn.Linear)):
             return name
@@ -185,7 +187,7 @@ def compile_step(compiler: Compiler, operation: Operation) -> Step:
     """One operation as a step, and what is known about its result noted in the compiler."""
     child, name = compiler.child(operation), operation.name
     carriers = [n for n in operation.inputs if n in compiler.counts or n in compiler.charges]
-    plain = _name_of(operation) in _SIZE_NAMES or not carriers
+    plain = name_of(operation) in SIZE_NAMES or not carriers
     if plain:
         kernel: Kernel = lambda values: call_operation(operation, values, compiler.network.module)  # noqa: E731
     elif _selects(operation, child) and len({compiler.counts.get(n) for n in carriers}) == 1 and carriers[0] in compiler.counts:
@@ -278,7 +280,7 @@ def _generic(compiler: Compiler, operation: Operation, carriers: list[str]) -> K
     """Any other operation exactly as the reference runs it."""
     compiler.fresh -= set(carriers)  # the result may be a view of them
     child = compiler.child(operation)
-    overwrites = getattr(child, "inplace", False) or operation.kwargs.get("inplace") or _name_of(operation).startswith("i") or _name_of(operation).endswith("_")
+    overwrites = getattr(child, "inplace", False) or operation.kwargs.get("inplace") or name_of(operation).startswith("i") or name_of(operation).endswith("_")
 
     def kernel(values: Values) -> Any:
         known = map_refs((operation.args, operation.kwargs), Ref, lambda ref: ref if ref.name in carriers else values[ref.name])
@@ -295,10 +297,10 @@ def _generic(compiler: Compiler, operation: Operation, carriers: list[str]) -> K
 def _selects(operation: Operation, child: nn.Module | None) -> bool:
     if child is not None:
         return isinstance(child, _SELECTING_MODULES)
-    name, padding = _name_of(operation), operation.args[2:] + tuple(operation.kwargs.get(key) for key in ("mode", "value"))
+    name, padding = name_of(operation), operation.args[2:] + tuple(operation.kwargs.get(key) for key in ("mode", "value"))
     return name in _SELECTING_NAMES or (name == "pad" and all(option in (None, "constant", 0) for option in padding))
 
 
-def _name_of(operation: Operation) -> str:
+def name_of(operation: Operation) -> str:
     target = operation.target
     return "" if operation.kind == "call_module" else (target if isinstance(target, str) else getattr(target, "__name__", ""))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from teas.engine import choose_engine
+from teas.engine.sharing import Share, currents, without
 from teas.errors import TeasError
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.neuron import Amplitude
@@ -35,6 +36,8 @@ class Operations:
 
     dense: MACs of the same synapses in an ANN. analog: MACs on analog input, computed once per image. synaptic: additions, one for each
     spike and synapse it reaches. updates: neuron updates, one addition a neuron and step. transform: neurons re-timed on the way in, one MAC each.
+    A current that an earlier layer was charged with too is not computed again: it costs one addition a neuron, among the updates. Only where trains are
+    re-timed to each layer's own window (immediate firing) its spikes are added anew.
     """
 
     dense: float
@@ -69,27 +72,41 @@ def count_operations(network: SpikingNetwork, inputs: Tensor) -> dict[str, Opera
     # Under two-phase firing the counts that a layer emits are those that the next receives, and no train is needed.
     two_phase = network.semantics.firing == "two_phase"
     record = (choose_engine(network, inputs.device).prepare(network, keep="counts")(inputs) if two_phase else network(inputs, keep_spikes=True)).record
-    result = {}
+    result, shares = {}, _shares(network)
     for layer in network.layers:
+        share = shares[layer.name]
         given = inputs.sum(1) if network.semantics.encoding == "train" else inputs
         received = {name: given if name == INPUT else record[name].count for name in layer.sources}
         if layer.neurons is not None:
             received |= record[layer.name].received or {}
         analog = {INPUT} if network.semantics.encoding == "direct" else set()
-        dense, macs, additions = _synaptic_operations(layer, received, analog, network.module)
+        dense, macs, additions = _synaptic_operations(layer, received, analog, network.module, share, two_phase)
         window = network.windows[layer.name] if layer.neurons is not None else 0
         # Under two-phase firing the factor T'/T folds into the threshold: re-timing costs nothing.
         moved = [] if two_phase or layer.neurons is None else [n for n in layer.sources if n != INPUT]
         transform = sum(record[name].count[0].numel() for name in moved if network.windows[name] != window)
         neurons = record[layer.name].count[0].numel() if layer.neurons is not None else 0
-        result[layer.name] = Operations(dense, macs, additions, float(window * neurons), float(transform))
+        result[layer.name] = Operations(dense, macs, additions, float(window * neurons + neurons * len(share.imports)), float(transform))
     network.train(training)
     return result
 
 
-def _synaptic_operations(layer: Layer, received: Mapping[str, Tensor], analog: set[str], module: nn.Module) -> tuple[float, float, float]:
+def _shares(network: SpikingNetwork) -> dict[str, Share]:
+    """By layer, in order, what it computes itself, where it imports the currents that an earlier layer computed."""
+    result: dict[str, Share] = {}
+    known: set[str] = set()
+    for layer in network.layers:
+        result[layer.name] = without(layer, known)
+        known |= currents(result[layer.name], network)
+    return result
+
+
+def _synaptic_operations(
+    layer: Layer, received: Mapping[str, Tensor], analog: set[str], module: nn.Module, share: Share, two_phase: bool
+) -> tuple[float, float, float]:
     """Dense MACs, MACs on analog values, and additions per spike, per image: spikes are followed through pooling, sums and reshapes."""
     values: dict[str, object] = dict(received)
+    own = {operation.name for operation in share.layer.synapses}
     kinds = {name: "analog" if name in analog else "spikes" for name in received}  # of each value; "current" after a synapse
     dense = macs = additions = 0.0
     for operation in layer.synapses:
@@ -106,11 +123,12 @@ def _synaptic_operations(layer: Layer, received: Mapping[str, Tensor], analog: s
             events = values[sources[0]]
             assert isinstance(events, Tensor)
             batch = max(1, len(events))
-            reached = float(fan_out.expand_as(events[:1]).sum())
+            is_own = operation.name in own
+            reached = float(fan_out.expand_as(events[:1]).sum()) if is_own else 0.0
             dense += reached
-            if kind == "spikes":
+            if kind == "spikes" and (is_own or not two_phase):
                 additions += float((events * fan_out).sum(dtype=torch.float64)) / batch
-            else:
+            elif kind != "spikes":
                 macs += reached
             kind = "current"
         elif kind == "spikes":
@@ -170,9 +188,9 @@ def quantised_ann_energy(network: SpikingNetwork, operations: Mapping[str, Opera
     `Σ_l dense_l·(E_mul·bits_l/bits + E_add)` with the regime's weights; pixels have 8 bits. Only in integer regimes, where bits have a price.
     """
     multiply, bits = MULTIPLY[regime]
-    result = 0.0
+    result, shares = 0.0, _shares(network)
     for layer in network.layers:
-        levels = max(PIXEL_BITS if name == INPUT else network.windows[name].bit_length() for name in layer.sources)
+        levels = max((PIXEL_BITS if name == INPUT else network.windows[name].bit_length() for name in shares[layer.name].layer.sources), default=0)
         result += operations[layer.name].dense * (multiply * levels / bits + REGIMES[regime]["add"])
     return result
 
