@@ -9,7 +9,7 @@ from torch import nn
 
 import teas
 from conformance import Graph
-from teas.ann.resnet import CifarResNet
+from teas.ann.resnet import CifarPreactivationResNet, CifarResNet
 from teas.engine.fold import fold_amplitudes
 from teas.engine.int8 import quantise
 from teas.spiking.neuron import Amplitude
@@ -41,7 +41,11 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("ann", [lambda: CifarResNet(10, blocks=1, width=8), Pooled], ids=["resnet", "pools, groups, cat, flatten"])
+@pytest.mark.parametrize(
+    "ann",
+    [lambda: CifarResNet(10, blocks=1, width=8), lambda: CifarPreactivationResNet(10, blocks=2, width=8), Pooled],
+    ids=["resnet", "membrane shortcuts", "pools, groups, cat, flatten"],
+)
 def test_folding_keeps_what_the_network_computes(ann, per_channel):
     torch.manual_seed(1)
     network, inputs = converted(ann(), per_channel=per_channel)
@@ -62,11 +66,12 @@ def test_folding_keeps_what_the_network_computes(ann, per_channel):
 
 @needs_int8
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_integer_kernels_run_converted_networks(per_channel):
+@pytest.mark.parametrize(("ann", "analog"), [(CifarResNet, "relu/conv1"), (CifarPreactivationResNet, "layer1.0.relu/conv1")])
+def test_integer_kernels_run_converted_networks(ann, analog, per_channel):
     torch.manual_seed(1)
-    network, inputs = converted(CifarResNet(10, blocks=1, width=8), per_channel=per_channel)
+    network, inputs = converted(ann(10, blocks=1, width=8), per_channel=per_channel)
     quantised = quantise(network)
-    assert list(INT8.fallbacks(quantised)) == ["relu/conv1"]  # the analog input
+    assert list(INT8.fallbacks(quantised)) == [analog]
     assert flip_rate(INT8, quantised, inputs) == 0
     assert torch.equal(INT8.prepare(quantised, "nothing")(inputs).logits, quantised(inputs).logits)
 
@@ -82,6 +87,7 @@ def of_layers(flow, **parts):
         (lambda: of_layers(lambda m, x: m.amplitude(m.a(x))), "no weights after it"),
         (lambda: of_layers(lambda m, x: m.b(m.amplitude(m.a(x)) + x)), "different amplitudes without weights"),
         (lambda: of_layers(lambda m, x: m.b(m.fc(m.fc(x) + m.amplitude(m.a(m.fc(x))))), fc=nn.Linear(2, 2)), "used at several places"),
+        (lambda: of_layers(lambda m, x: m.b((stream := m.fc(x)) + m.amplitude(m.a(stream))), fc=nn.Linear(2, 2)), "charges several layers"),
         (lambda: of_layers(lambda m, x: m.b(m.fc(m.amplitude(m.a(x)).sum(1, keepdim=True))), fc=nn.Linear(1, 2)), "mixes channels"),
     ],
 )

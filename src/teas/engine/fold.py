@@ -50,10 +50,11 @@ def fold_amplitudes(network: SpikingNetwork) -> tuple[SpikingNetwork, dict[str, 
     while True:
         twin = copy.deepcopy(network)
         edits: list[Callable[[], None]] = []
+        scaled: set[str] = set()
         failed = None
         for layer in twin.layers:
             try:
-                _Folder(twin, layer, left, edits).fold()
+                _Folder(twin, layer, left, edits, scaled).fold()
             except _Unfoldable as reason:
                 failed = {source: str(reason) for source in _amplified(twin, layer) if source not in left}
                 break
@@ -88,10 +89,13 @@ class _Folder:
     layer: Layer
     left: dict[str, str]
     edits: list[Callable[[], None]]
+    scaled: set[str]  # operations whose weights an edit already scales, noted in this layer or, where several read their current, in another
 
     def __post_init__(self) -> None:
         self.operations = {operation.name: operation for operation in self.layer.synapses}
-        self.uses = Counter(str(o.target) for layer in self.network.layers for o in layer.synapses if o.kind == "call_module")
+        every = [operation for layer in self.network.layers for operation in layer.synapses if operation.kind == "call_module"]
+        self.uses = Counter(target for _, target in {(operation.name, str(operation.target)) for operation in every})
+        self.readers = Counter(operation.name for operation in every)
         self.values: dict[str, _Value] = {}
 
     def fold(self) -> None:
@@ -185,12 +189,16 @@ class _Folder:
                 groups = value.unit.expand(child.in_channels).view(child.groups, -1)
                 factor = groups.repeat_interleave(child.out_channels // child.groups, 0)
                 factor = factor.view(*factor.shape, *[1] * (child.weight.dim() - 2))
-            self.edits.append(lambda: _scale(child.weight, factor))
+            if operation.name not in self.scaled:
+                self.scaled.add(operation.name)
+                self.edits.append(lambda: _scale(child.weight, factor))
         return _Value(_ONE, [lambda unit: self._divide(operation, child, unit)])
 
     def _divide(self, operation: Operation, child: nn.Module | None, unit: Tensor) -> None:
         """Note that an operation's result is to be divided by a unit per channel."""
         self._once(operation)
+        if self.readers[operation.name] > 1:
+            raise _Unfoldable(f"the current of {operation.target} charges several layers")
         assert isinstance(child, nn.Module)
         weight, bias = child.weight, child.bias
         if not isinstance(weight, Tensor):
