@@ -8,7 +8,7 @@ from torch import nn
 
 import teas
 from teas.ann.quantised import quantised_activations
-from teas.ann.resnet import CifarResNet
+from teas.ann.resnet import CifarPreactivationResNet, CifarResNet
 from teas.ann.unfolding import unfold
 from test_convert import Nasty
 
@@ -49,6 +49,13 @@ def test_batch_norms_normalise_the_inputs_that_they_were_put_in_for():
     unfold(student, network, [inputs])
     assert_same(student.train(), network, inputs)  # in training it is the statistics of the batch that count
     assert_same(student.eval(), network, inputs)
+
+
+def test_batch_norms_of_a_residual_stream_come_back_as_they_are():
+    network, student, inputs = pair(lambda: CifarPreactivationResNet(3, blocks=1, width=4), 3)
+    unfold(student, network, [inputs])
+    assert_same(student.eval(), network, inputs)
+    torch.testing.assert_close(student.get_submodule("layer2.0.bn1").state_dict(), network.module.get_submodule("layer2.0.bn1").state_dict())
 
 
 class Bare(nn.Module):
