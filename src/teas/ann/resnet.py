@@ -7,6 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def _shortcut(x: Tensor, stride: int, padding: int) -> Tensor:
+    return x if stride == 1 else F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, padding, padding))
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions; where the shape changes, the shortcut takes every second pixel and pads channels with zeros."""
 
@@ -35,8 +39,10 @@ class PreactivationBlock(nn.Module):
         return y + _shortcut(x, self.stride, self.padding)
 
 
-def _shortcut(x: Tensor, stride: int, padding: int) -> Tensor:
-    return x if stride == 1 else F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, padding, padding))
+def _stages(block: type[Block] | type[PreactivationBlock], blocks: int, width: int) -> list[nn.Sequential]:
+    """Three stages of blocks, each after the first half as large and twice as wide as the one before."""
+    shapes = ((width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2))
+    return [nn.Sequential(block(before, after, stride), *[block(after, after, 1) for _ in range(blocks - 1)]) for before, after, stride in shapes]
 
 
 class CifarResNet(nn.Module):
@@ -45,14 +51,8 @@ class CifarResNet(nn.Module):
     def __init__(self, classes: int, blocks: int = 3, width: int = 16):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
-        self.layer1 = self._stage(width, width, blocks, 1)
-        self.layer2 = self._stage(width, 2 * width, blocks, 2)
-        self.layer3 = self._stage(2 * width, 4 * width, blocks, 2)
+        self.layer1, self.layer2, self.layer3 = _stages(Block, blocks, width)
         self.linear = nn.Linear(4 * width, classes)
-
-    @staticmethod
-    def _stage(before: int, after: int, blocks: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(Block(before, after, stride), *[Block(after, after, 1) for _ in range(blocks - 1)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
@@ -69,15 +69,9 @@ class CifarPreactivationResNet(nn.Module):
     def __init__(self, classes: int, blocks: int = 3, width: int = 16):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
-        self.layer1 = self._stage(width, width, blocks, 1)
-        self.layer2 = self._stage(width, 2 * width, blocks, 2)
-        self.layer3 = self._stage(2 * width, 4 * width, blocks, 2)
+        self.layer1, self.layer2, self.layer3 = _stages(PreactivationBlock, blocks, width)
         self.bn = nn.BatchNorm2d(4 * width)
         self.linear = nn.Linear(4 * width, classes)
-
-    @staticmethod
-    def _stage(before: int, after: int, blocks: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(PreactivationBlock(before, after, stride), *[PreactivationBlock(after, after, 1) for _ in range(blocks - 1)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.layer3(self.layer2(self.layer1(self.conv1(x))))))

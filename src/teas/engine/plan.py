@@ -302,5 +302,6 @@ def _selects(operation: Operation, child: nn.Module | None) -> bool:
 
 
 def name_of(operation: Operation) -> str:
+    """Name of the function or method that an operation calls; none for a module."""
     target = operation.target
     return "" if operation.kind == "call_module" else (target if isinstance(target, str) else getattr(target, "__name__", ""))
