@@ -51,8 +51,16 @@ def test_batch_norms_normalise_the_inputs_that_they_were_put_in_for():
     assert_same(student.eval(), network, inputs)
 
 
+def membrane():
+    """A network of membrane shortcuts whose batch norms have seen inputs of its own."""
+    ann = CifarPreactivationResNet(3, blocks=1, width=4)
+    ann(1 + torch.randn(16, 3, 8, 8))
+    return ann
+
+
 def test_batch_norms_of_a_residual_stream_come_back_as_they_are():
-    network, student, inputs = pair(lambda: CifarPreactivationResNet(3, blocks=1, width=4), 3)
+    network, student, inputs = pair(membrane, 3)
+    assert not torch.equal(student.get_submodule("layer2.0.bn1").running_mean, network.module.get_submodule("layer2.0.bn1").running_mean)
     unfold(student, network, [inputs])
     assert_same(student.eval(), network, inputs)
     torch.testing.assert_close(student.get_submodule("layer2.0.bn1").state_dict(), network.module.get_submodule("layer2.0.bn1").state_dict())
