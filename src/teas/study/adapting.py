@@ -22,6 +22,7 @@ from teas.study.experiment import EVALUATION_BATCH
 from teas.study.explore import ALLOCATORS, COSTS, MEANS, Point, candidates, judged, measure, measured_points
 from teas.study.hooks import Hooks
 from teas.study.metrics import evaluate
+from teas.study.precision import advise
 from teas.study.run_folder import open_folder
 from teas.study.subject import Cache, Subject, fingerprint, locate, open_subject
 from teas.study.teaching import add_answers, add_unlabelled, starting_network
@@ -49,6 +50,7 @@ def run(
     open_folder(experiment, folder, data_folder, resume=True)
     subject = open_subject(path, data_folder, device=torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     if subject.converted:
+        advise(experiment, subject.data.train.labels.device, hooks)
         data = add_unlabelled(subject.data, experiment, data_folder)
         start = starting_network(experiment, data, data_folder)
         subject = replace(subject, data=add_answers(data, experiment, data_folder, subject.folder, hooks))

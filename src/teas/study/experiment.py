@@ -29,6 +29,7 @@ from teas.study.conversion import convert_and_compare
 from teas.study.hooks import Hooks
 from teas.study.metrics import Metrics, evaluate, spread
 from teas.study.plan import describe
+from teas.study.precision import advise
 from teas.study.run_folder import load_data, open_folder, read_metrics
 from teas.study.teaching import add_answers, add_unlabelled, starting_network
 
@@ -100,6 +101,7 @@ def run(
     data = add_unlabelled(load_data(experiment, data_folder, download), experiment, data_folder, download)
     for images in (data.train, data.validation, data.test, *filter(None, [data.lessons])):
         images.to(accelerator.device)
+    advise(experiment, accelerator.device, hooks)
     start = starting_network(experiment, data, data_folder)
     data = add_answers(data, experiment, data_folder, folder, hooks)
     if experiment.conversion:
