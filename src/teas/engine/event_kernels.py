@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from teas.engine.firing import firing
-from teas.engine.lanes import LANES, adder, adder_where, count_bits, look_up, ones, spacer, unpack, unpack_counts
+from teas.engine.lanes import LANES, adder, adder_where, count_bits, look_up, ones, spacer, summer, unpack, unpack_counts, unpack_ends
 
 # What the events of a term are: spikes; on at step 0 and off at step n; on and off at any step; none, for every word of spikes is looked up.
 SPIKES, FIRST, CHANGES, TABLED = 0, 1, 2, 3
@@ -118,6 +118,38 @@ _add_events, _subtract_events = _scatterer(False, False), _scatterer(True, False
 _add_pairs, _subtract_pairs = _scatterer(False, True), _scatterer(True, True)
 
 
+_sum48, _sum64, _sum96, _sum128, _sum192 = summer(3, 16), summer(2, 32), summer(3, 32), summer(4, 32), summer(6, 32)
+
+
+@_inner
+def _add_places(current, top, n, ring, slot, weights, row0, table, run, events, low, ends, at, columns):  # type: ignore[no-untyped-def]
+    """Add the weights of all events of a row that begin at step 0, those of a place at once: they end at `ends[at:]`, place after place.
+
+    Returns whether there is a way to: for kernels of 3x3 and up to 64 channels, at stride 1 or 2, away from the edges of the map.
+    """
+    first, second, third = _u(top % ring) * slot, _u((top + 1) % ring) * slot, _u((top + 2) % ring) * slot
+    three, tables, two, tables2 = (first, second, third), (row0, row0 + table, row0 + table + table), (first, second), (row0, row0 + table)
+    if not ((n == 3 and (run == _u(48) or run == _u(96) or run == _u(192))) or (n == 2 and (run == _u(64) or run == _u(128)))):
+        return False
+    for column in range(columns):
+        high = _u(ends[at + column])
+        if low == high:
+            continue
+        place = (_u(events[low]) >> _u(16)) * _u(LANES)
+        if run == _u(48):
+            _sum48(current, place, three, weights, run, events, low, high, tables)
+        elif run == _u(96):
+            _sum96(current, place, three, weights, run, events, low, high, tables)
+        elif run == _u(192):
+            _sum192(current, place, three, weights, run, events, low, high, tables)
+        elif run == _u(64):
+            _sum64(current, place, two, weights, run, events, low, high, tables2)
+        else:
+            _sum128(current, place, two, weights, run, events, low, high, tables2)
+        low = high
+    return True
+
+
 @_inner
 def _phase(terms, k, row):  # type: ignore[no-untyped-def]
     return (row + terms[k, ROW_PAD]) % terms[k, ROW_STRIDE]
@@ -153,7 +185,21 @@ def _row_events(arena, terms, k, row, begin, end, steps, row_vectors, vectors, b
 
 
 @_inner
-def _send_row(arena, terms, k, row, begin, end, steps, at_once, rows, vectors, weights, current, row_vectors, ring, bases, reads, events, starts):  # type: ignore[no-untyped-def]
+def _look_up(words, at, terms, k, row, step, at_once, rows, tables, current, row_vectors, ring, bases):  # type: ignore[no-untyped-def]
+    """Add what one row of a source, its spikes in `words[at:]`, sends to the three rows of neurons that it reaches, to the currents of the `step`th step at
+    once; what would lie outside of the map goes to a row of currents that is not read.
+    """
+    slot, nowhere = at_once * row_vectors * LANES, ring * at_once * row_vectors * LANES
+    from_, first, third = step * row_vectors * LANES + (bases[_u(terms[k, BASES])] >> 16) * LANES, row - 1, row + 1
+    low = first % ring * slot + from_ if first >= 0 else nowhere
+    high = third % ring * slot + from_ if third < rows else nowhere
+    look_up(words, _u(at), _u(terms[k, COLUMNS]), tables, _u(terms[k, TABLES]), current, _u(low), _u(row % ring * slot + from_), _u(high))
+
+
+@_inner
+def _send_row(
+    arena, terms, k, row, begin, end, steps, at_once, rows, vectors, weights, tables, current, row_vectors, ring, bases, reads, events, starts
+):  # type: ignore[no-untyped-def]
     """Add what one row of a source sends at steps `begin` to `end` to the rows of neurons that it reaches."""
     phase = _phase(terms, k, row)
     top = (row + terms[k, ROW_PAD]) // terms[k, ROW_STRIDE] - (terms[k, ROW_RUN] - 1)
@@ -164,9 +210,15 @@ def _send_row(arena, terms, k, row, begin, end, steps, at_once, rows, vectors, w
     top, n, table = top + low, high - low, _u(terms[k, TABLE])
     row0, first = _u(terms[k, WEIGHTS]) + _u(low) * table, _u(terms[k, EVENTS])
     if terms[k, KIND] == FIRST:
-        bucket = _u(terms[k, STARTS] + row * parts(steps, at_once) + begin // at_once)
+        columns, rooms = _u(terms[k, COLUMNS]), _u(parts(steps, at_once))
+        bucket = _u(terms[k, STARTS] + row * row_room(terms, k, steps, at_once))
         if begin == 0:
-            _add_events(current, top, n, ring, slot, weights, row0, table, run, events, _u(starts[bucket]), _u(starts[bucket + _u(1)]))
+            on, off = _u(starts[bucket]), _u(starts[bucket + _u(1)])
+            if terms[k, TABLES] >= 0 and off - on > columns // _u(2):
+                _look_up(starts, bucket + rooms + columns, terms, k, row, 0, at_once, rows, tables, current, row_vectors, ring, bases)
+            elif not _add_places(current, top, n, ring, slot, weights, row0, table, run, events, on, starts, bucket + rooms, columns):
+                _add_events(current, top, n, ring, slot, weights, row0, table, run, events, on, off)
+        bucket += _u(begin // at_once)
         _subtract_events(current, top, n, ring, slot, weights, row0, table, run, events, _u(starts[bucket + _u(1)]), _u(starts[bucket + _u(2)]))
         return
     last = _row_events(arena, terms, k, row, begin, end, steps, row_vectors, vectors, bases, reads, events, False)
@@ -174,23 +226,6 @@ def _send_row(arena, terms, k, row, begin, end, steps, at_once, rows, vectors, w
     if terms[k, KIND] == CHANGES:
         last = _row_events(arena, terms, k, row, begin, end, steps, row_vectors, vectors, bases, reads, events, True)
         _subtract_pairs(current, top, n, ring, slot, weights, row0, table, run, events, first, last)
-
-
-@_inner
-def _send_tabled(arena, terms, k, row, begin, end, steps, at_once, rows, tables, current, row_vectors, ring, bases):  # type: ignore[no-untyped-def]
-    """Add what one row of a source sends at steps `begin` to `end` to the three rows of neurons that it reaches; what would lie outside of the map goes
-    to a row of currents that is not read.
-    """
-    slot, nowhere = at_once * row_vectors * LANES, ring * at_once * row_vectors * LANES
-    column = (bases[_u(terms[k, BASES])] >> 16) * LANES
-    first, second, third = row - 1, row, row + 1
-    at0 = first % ring * slot + column if first >= 0 else nowhere
-    at1, at2 = second % ring * slot + column, third % ring * slot + column if third < rows else nowhere
-    for step in range(begin, end):
-        pitch, at = (step - begin) * row_vectors * LANES, terms[k, AT] + (row * steps + step) * terms[k, COLUMNS]
-        low = at0 + pitch if first >= 0 else at0
-        high = at2 + pitch if third < rows else at2
-        look_up(arena, _u(at), _u(terms[k, COLUMNS]), tables, _u(terms[k, TABLES]), current, _u(low), _u(at1 + pitch), _u(high))
 
 
 _add_where, _subtract_where = adder_where(False), adder_where(True)
@@ -214,34 +249,51 @@ def _send_alike(arena, terms, k, row, begin, end, steps, vectors, weights, curre
 
 @_inner
 def parts(steps, at_once):  # type: ignore[no-untyped-def]
-    """Places in `starts` that a row of a source takes: its neurons go on, off during each `at_once` steps, or last."""
+    """Places in `starts` for where events of a row of a source begin: its neurons go on, off during each `at_once` steps, or last."""
     return (steps + at_once - 1) // at_once + 2
+
+
+@_inner
+def row_room(terms, k, steps, at_once):  # type: ignore[no-untyped-def]
+    """Places in `starts` that a row of a source takes: `parts`, where the events of each column end that go on, and words of the neurons that fire at all."""
+    return parts(steps, at_once) + terms[k, COLUMNS] * (1 + terms[k, WORDS])
 
 
 @_compiled
 def sort_first(counts, steps, at_once, row_vectors, terms, k, bases, reads, events, starts, kept):  # type: ignore[no-untyped-def]
     """Events of a train that fires in the first n steps: each row's on at step 0, then off at n, sorted by `at_once` steps, as `starts` tells."""
-    words, rooms = _u(terms[k, COLUMNS] * terms[k, WORDS]), _u(parts(steps, at_once))
-    table, n = _u(terms[k, BASES]), _u(terms[k, EVENTS])
+    columns, words, rooms, room = _u(terms[k, COLUMNS]), _u(terms[k, WORDS]), _u(parts(steps, at_once)), _u(row_room(terms, k, steps, at_once))
+    table, n, pitch = _u(terms[k, BASES]), _u(terms[k, EVENTS]), _u(row_vectors) << _u(16)
     # Four places a room, taken in turn, so that an event need not wait until the last one's place is known.
     places, room_of, later = np.zeros(_u(4) * rooms, np.uint32), np.zeros(steps + 1, np.uint32), np.zeros(steps + 1, np.uint32)
     for count in range(steps):
-        room_of[count], later[count] = 4 * (1 + count // at_once), count % at_once * row_vectors << 16
+        room_of[count], later[count] = 4 * (1 + count // at_once), _u(count % at_once) * pitch
     room_of[steps] = _u(4) * (rooms - _u(1))
     for row in range(terms[k, ROWS]):
-        phase = _u(_phase(terms, k, row) * terms[k, STRIDE] * terms[k, WORDS] * LANES)
-        begin, bucket = n, _u(terms[k, STARTS]) + _u(row) * rooms
-        for i in range(words):
-            if reads[table + i]:
-                n += unpack_counts(counts, (_u(row) * words + i) * _u(LANES), _u(bases[table + i]) + phase, events, n, kept, n - begin)
+        phase, from_ = _u(_phase(terms, k, row) * terms[k, STRIDE] * terms[k, WORDS] * LANES), _u(row) * columns * words
+        begin, bucket = n, _u(terms[k, STARTS]) + _u(row) * room
+        for column in range(columns):
+            for i in range(column * words, (column + _u(1)) * words):
+                word = _u(0)
+                if reads[table + i]:
+                    word = unpack_counts(counts, (from_ + i) * _u(LANES), _u(bases[table + i]) + phase, events, n, kept, n - begin)
+                starts[bucket + rooms + columns + i] = word
+                n += ones(word)
+            starts[bucket + rooms + column] = n
+        starts[bucket], starts[bucket + _u(1)] = begin, n
+        if steps <= at_once:  # nothing to be sorted
+            for i in range(columns * words):
+                if reads[table + i]:
+                    n += unpack_ends(counts, (from_ + i) * _u(LANES), _u(bases[table + i]) + phase, events, n, _u(steps), pitch)
+            starts[bucket + _u(2)] = n
+            continue
         active = n - begin
         places[:] = 0
         for i in range(active):
             places[_u(room_of[kept[i]]) + (i & _u(3))] += 1
-        starts[bucket] = begin
-        for room in range(_u(1), rooms):
-            starts[bucket + room] = n
-            for place in range(_u(4) * room, _u(4) * room + _u(4)):
+        for part in range(_u(1), rooms):
+            starts[bucket + part] = n
+            for place in range(_u(4) * part, _u(4) * part + _u(4)):
                 size = _u(places[place])
                 places[place] = n
                 n += size
@@ -259,7 +311,7 @@ def _runner(rule: str) -> Callable[..., None]:
     shape: rows, columns, vectors of channels. halo: columns on the left and on the right where runs of additions may end outside of the map.
     kinds: what the events of each term are, by image. keeps: whether currents last until an event changes them (all terms are FIRST or CHANGES), or
     are those of one step (SPIKES or TABLED), by image. tables: what `look_up` reads. current: `at_once` steps of each row that source rows read so far
-    may reach, a ring of rows, and one more that is not read.
+    may reach, a ring of rows, and one more that is not read; 0 inside of the map, before and after.
     drive: the constant part of the current, by image or for all, `drive_row` apart from row to row. start: potentials before the first step.
     neurons: potential, current that lasts, threshold, shift, sum of firing potentials, who may fire, and the rule, as `firing` takes them; of
     potentials and sums one row an image, or one for all where nobody asks for them later. sorted_counts: of each FIRST term, by image.
@@ -275,7 +327,6 @@ def _runner(rule: str) -> Callable[..., None]:
         potential, held, theta, shift, fired, may, how = neurons
         line = _u(columns * vectors)
         row_vectors = (columns + halo[0] + halo[1]) * vectors
-        current[:] = 0
         for begin in range(0, steps, at_once):
             end = min(begin + at_once, steps)
             sent[:] = 0
@@ -291,11 +342,13 @@ def _runner(rule: str) -> Callable[..., None]:
                     last = min(terms[k, ROWS], row * terms[k, ROW_STRIDE] - terms[k, ROW_PAD] + terms[k, ROW_KERNEL])
                     for source in range(sent[k], last):
                         if terms[k, KIND] == TABLED:
-                            _send_tabled(arena, terms, k, source, begin, end, steps, at_once, rows, tables, current, row_vectors, ring, bases)
+                            for step in range(begin, end):
+                                words = terms[k, AT] + (source * steps + step) * terms[k, COLUMNS]
+                                _look_up(arena, words, terms, k, source, step - begin, at_once, rows, tables, current, row_vectors, ring, bases)
                             continue
                         _send_row(
-                            arena, terms, k, source, begin, end, steps, at_once, rows, vectors, weights, current, row_vectors, ring, bases, reads, events,
-                            starts,
+                            arena, terms, k, source, begin, end, steps, at_once, rows, vectors, weights, tables, current, row_vectors, ring, bases, reads,
+                            events, starts,
                         )  # fmt: skip
                     sent[k] = max(sent[k], last)
                 if bare and keeps:
@@ -328,7 +381,7 @@ def _runner(rule: str) -> Callable[..., None]:
                     terms[k, EVENTS], terms[k, STARTS] = end, starts_end
                     sort_first(sorted_counts[k, image], steps, at_once, row_vectors, terms, k, bases, reads, events, starts, kept)
                     end += 2 * terms[k, ROWS] * terms[k, COLUMNS] * terms[k, WORDS] * LANES
-                    starts_end += terms[k, ROWS] * parts(steps, at_once)
+                    starts_end += terms[k, ROWS] * row_room(terms, k, steps, at_once)
             for k in range(len(terms)):
                 if terms[k, KIND] != FIRST:
                     terms[k, EVENTS] = end

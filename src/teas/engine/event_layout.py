@@ -119,7 +119,7 @@ class Numbers:
         reach = steps * (current + bias.abs()) + (1 + abs(v0)) * theta
         small = torch.ldexp(current, -fine) < _SIXTEEN
         fits = torch.ldexp((steps + 1 if summed else 2) * reach.double(), -coarse) < 2 * _THIRTY
-        return cls(allowed and bool((small & fits & (fine - coarse < 16)).all()), fine, coarse)
+        return cls(allowed and bool((small & fits & (fine - coarse < 15)).all()), fine, coarse)
 
 
 @dataclass
@@ -167,7 +167,8 @@ class Layout:
         self.tables = aligned(torch.cat(sums).to(kind).numpy())
         run = max([1, *(row[12] for row in rows)])
         right = max([0, *((row[2] - 1 + row[10]) // row[8] - (self.map.columns - 1) for row in rows)])
-        self.halo = (run - 1, right)
+        odd = (self.map.columns + run - 1 + right) * self.map.vectors % 2  # a row more than whole cache lines: every second one would lie across two
+        self.halo = (run - 1, right + odd)
         self.ring = min(self.map.rows, max([1, *(row[11] for row in rows)]))
         self.row_vectors = (self.map.columns + sum(self.halo)) * self.map.vectors
         near, most = (_SORTED_NEAR, _SORTED_AT_ONCE) if self.sorted and all(self.sorted) else (_NEAR, _AT_ONCE)

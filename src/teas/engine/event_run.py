@@ -259,4 +259,4 @@ def _event_room(layout: Layout) -> int:
 
 
 def _start_room(layout: Layout) -> int:
-    return 1 + sum(int(row[kernels.ROWS]) * int(kernels.parts(layout.steps, layout.at_once)) for row in layout.rows)
+    return 1 + sum(int(layout.rows[k, kernels.ROWS]) * int(kernels.row_room(layout.rows, k, layout.steps, layout.at_once)) for k in range(len(layout.rows)))

@@ -71,7 +71,7 @@ class _Neurons:
         self.drive, self.theta, self.shift = block.load(6, builder.add(driven, self.begin)), block.load(8, self.begin), block.load(9, self.begin)
         self.may = _May(block, 11, here) if rule == "any" else None
 
-    def store(self, _: Any) -> None:
+    def store(self) -> None:
         self.kept.store()
         if self.may is not None:
             self.may.store()
@@ -80,25 +80,22 @@ class _Neurons:
 class _Plain:
     """16 neurons of `firing`, or 32, in integers, whose threshold is subtracted and whose counts alone are asked for, with the shortest way from step to step.
 
-    With `c = z + drive - θ`: `s = V + c` is the potential after a spike, `m = s >> 31` is -1 where there is none, and then `V = s + (θ & m)`. A mask
-    would take as long as the rest until it is there. Of 32 neurons those with even numbers are one vector and those with odd ones the other: two currents
-    of 16 bits lie in each 32 bits as they are loaded, and one shift either way brings one of them into the potential's unit.
+    Nothing is reset: the sum of all charges `U` grows from the potential on, and the level `H` that it has to reach for the next spike, at first `θ`, by
+    `θ` with each. In the end `V = U - H + θ`, after `H/θ - 1` spikes. Of 32 neurons those with even numbers are one vector and those with odd ones the
+    other: two currents of 16 bits lie in each 32 bits as they are loaded.
     """
 
     def __init__(self, block: Block, number: Any, at: Any, driven: Any, to: Any, keeps: bool, lanes: int):
         builder = block.builder
         self.block, self.begin, self.lanes = block, builder.mul(number, ir.Constant(_I64, LANES)), lanes
         here = builder.add(at, self.begin)
-        self.thetas, self.shifts, drives = self.parts(8, self.begin), self.parts(9, self.begin), self.parts(6, builder.add(driven, self.begin))
-        zero = ir.Constant(self.thetas[0].type, [0] * LANES)
-        self.drives = [builder.sub(drive, theta) for drive, theta in zip(drives, self.thetas, strict=True)]
+        self.thetas, self.shifts, self.drives = self.parts(8, self.begin), self.parts(9, self.begin), self.parts(6, builder.add(driven, self.begin))
         self.here, self.keeps, self.to = here, keeps, builder.add(to, self.begin)
-        self.potentials = [cgutils.alloca_once_value(builder, part) for part in self.parts(0, here)]
-        self.silent = [cgutils.alloca_once_value(builder, zero) for _ in self.thetas]
-        charges = self.drives
+        self.sums = [cgutils.alloca_once_value(builder, part) for part in self.parts(0, here)]
+        self.levels = [cgutils.alloca_once_value(builder, theta) for theta in self.thetas]
+        self.charges = [cgutils.alloca_once_value(builder, drive) for drive in self.drives]
         if keeps:
-            charges = [builder.add(drive, z) for drive, z in zip(charges, self.widened(block.load(5, here, lanes)), strict=True)]
-        self.charges = [cgutils.alloca_once_value(builder, charge) for charge in charges]
+            self.charge(self.charges, block.load(5, here, lanes))
 
     def parts(self, argument: int, index: Any) -> list[Any]:
         """Values of all neurons as vectors of 16."""
@@ -116,37 +113,51 @@ class _Plain:
         lanes = list(order)
         return self.block.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
 
-    def widened(self, currents: Any) -> list[Any]:
-        """Currents in the potential's unit."""
+    def charge(self, places: list[Any], currents: Any) -> None:
+        """Add currents to values in the potential's unit."""
         builder, wide = self.block.builder, self.thetas[0].type
         if self.lanes == LANES:
-            return [builder.shl(builder.sext(currents, wide), self.shifts[0])]
-        sixteen = self.block.splat(ir.Constant(_I32, 16))
-        pairs = builder.bitcast(currents, wide)
-        tops = (builder.shl(pairs, sixteen), builder.and_(pairs, self.block.splat(ir.Constant(_I32, 0xFFFF0000))))
-        return [builder.ashr(top, builder.sub(sixteen, shift)) for top, shift in zip(tops, self.shifts, strict=True)]
+            charged = [builder.shl(builder.sext(currents, wide), self.shifts[0])]
+        else:
+            sixteen, pairs = self.block.splat(ir.Constant(_I32, 16)), builder.bitcast(currents, wide)
+            if self.block.has("avx512vnni"):  # products of both halves of each pair, one of them with 0, are added in a single instruction
+                ones = self.block.splat(ir.Constant(_I32, 1)), self.block.splat(ir.Constant(_I32, 1 << 16))
+                for place, one, shift in zip(places, ones, self.shifts, strict=True):
+                    added = self.block.call("llvm.x86.avx512.vpdpwssd.512", wide, builder.load(place), pairs, builder.shl(one, shift))
+                    builder.store(added, place)
+                return
+            tops = (builder.shl(pairs, sixteen), builder.and_(pairs, self.block.splat(ir.Constant(_I32, 0xFFFF0000))))
+            charged = [builder.ashr(top, builder.sub(sixteen, shift)) for top, shift in zip(tops, self.shifts, strict=True)]
+        for place, current in zip(places, charged, strict=True):
+            builder.store(builder.add(builder.load(place), current), place)
 
     def step(self, currents: Any) -> None:
         """One step with these currents."""
         builder = self.block.builder
-        for z, theta, held, kept, silent in zip(self.widened(currents), self.thetas, self.charges, self.potentials, self.silent, strict=True):
-            charge = builder.add(builder.load(held), z)
-            if self.keeps:
-                builder.store(charge, held)
-            left = builder.add(builder.load(kept), charge)
-            none = builder.ashr(left, self.block.splat(ir.Constant(_I32, 31)))
-            builder.store(builder.add(left, builder.and_(theta, none)), kept)
-            builder.store(builder.add(builder.load(silent), none), silent)
+        if self.keeps:
+            self.charge(self.charges, currents)
+        for place, charge in zip(self.sums, self.charges, strict=True):
+            builder.store(builder.add(builder.load(place), builder.load(charge)), place)
+        if not self.keeps:
+            self.charge(self.sums, currents)
+        for place, top, theta in zip(self.sums, self.levels, self.thetas, strict=True):
+            level = builder.load(top)
+            builder.store(builder.select(builder.icmp_signed(">=", builder.load(place), level), builder.add(level, theta), level), top)
 
-    def store(self, steps: Any) -> None:
-        """Write back potentials, currents that last, and counts, all steps but the silent ones."""
+    def store(self) -> None:
+        """Write back potentials, currents that last, and counts."""
         block, builder = self.block, self.block.builder
-        block.store(self.joined([builder.load(kept) for kept in self.potentials]), 0, self.here)
+        subtracted = [builder.sub(builder.load(top), theta) for top, theta in zip(self.levels, self.thetas, strict=True)]
+        block.store(self.joined([builder.sub(builder.load(place), done) for place, done in zip(self.sums, subtracted, strict=True)]), 0, self.here)
         if self.keeps:
             charged = [builder.sub(builder.load(held), drive) for held, drive in zip(self.charges, self.drives, strict=True)]
             lasting = [builder.ashr(z, shift) for z, shift in zip(charged, self.shifts, strict=True)]
             block.store(builder.trunc(self.joined(lasting), ir.VectorType(_I16, self.lanes)), 5, self.here)
-        fired = [builder.add(block.splat(builder.trunc(steps, _I32)), builder.load(silent)) for silent in self.silent]
+        # A whole number below 2^15: the quotient in float32 is less than a hundredth away from it.
+        real = ir.VectorType(ir.FloatType(), LANES)
+        half = ir.Constant(real, [0.5] * LANES)
+        quotients = [builder.fdiv(builder.sitofp(done, real), builder.sitofp(theta, real)) for done, theta in zip(subtracted, self.thetas, strict=True)]
+        fired = [builder.fptosi(builder.fadd(quotient, half), theta.type) for quotient, theta in zip(quotients, self.thetas, strict=True)]
         before = block.load(13, self.to, self.lanes)
         block.store(builder.add(before, builder.trunc(self.joined(fired), before.type)), 13, self.to)
 
@@ -221,7 +232,7 @@ def firing(rule: str, keeps: bool, counts: bool) -> Callable[..., None]:
                         for neurons in groups:
                             step(neurons, loop.index)
                     for neurons in groups:
-                        neurons.store(steps)
+                        neurons.store()
             return context.get_dummy_value()
 
         types_ = (potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, bits, to, line, n, steps)

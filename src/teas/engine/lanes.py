@@ -42,10 +42,23 @@ class Block:
         stored = self.builder.store(value, self.builder.bitcast(self.pointer(argument, index), value.type.as_pointer()))
         stored.align = self.types[argument].dtype.bitwidth // 8
 
+    def numbered(self, base: Any) -> Any:
+        """`base + i` in 32 bits for each lane i."""
+        return self.builder.add(self.splat(self.builder.trunc(base, _I32)), ir.Constant(ir.VectorType(_I32, LANES), list(range(LANES))))
+
+    def compress(self, values: Any, mask: Any, argument: int, index: Any) -> None:
+        """Store those of 16 values in 32 bits that the mask has, one behind the other; what follows them is overwritten, 16 numbers in all."""
+        packed = self.call(f"llvm.experimental.vector.compress.v{LANES}i32", values.type, values, mask, ir.Constant(values.type, ir.Undefined))
+        self.store(packed, argument, index)
+
     def splat(self, scalar: Any, lanes: int = LANES) -> Any:
         vector = ir.VectorType(scalar.type, lanes)
         one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_I32, 0))
         return self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
+
+    def has(self, feature: str) -> bool:
+        """Whether the processor that code is made for has instructions of this name."""
+        return f"+{feature}" in getattr(self.context.codegen(), "_tm_features", "")
 
     def call(self, name: str, result: Any, *arguments: Any) -> Any:
         function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, [a.type for a in arguments]), name)
@@ -79,6 +92,35 @@ def adder(vectors: int, lanes: int, subtract: bool) -> Callable[..., None]:
         return types.void(current, at, to, weights, rows, from_), build
 
     return add
+
+
+def summer(vectors: int, lanes: int) -> Callable[..., None]:
+    """`current[at + to:][:lanes·vectors] += Σ_i weights[(events[i] mod 2^16)·run + from:][:lanes·vectors]` for each `to` and `from` of two tuples.
+
+    All events from `low` to `high`, the sums in registers meanwhile.
+    """
+
+    @intrinsic
+    def sum_up(typing: Any, current: Any, at: Any, to: Any, weights: Any, run: Any, events: Any, low: Any, high: Any, from_: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            block, (_, at, to, _, run, _, low, high, from_) = Block(context, builder, signature, arguments), arguments
+            plus = builder.add if block.is_integer(0) else builder.fadd
+            parts = [(number, ir.Constant(_I64, lanes * vector)) for number in range(signature.args[2].count) for vector in range(vectors)]
+            places = [builder.add(builder.add(at, builder.extract_value(to, number)), offset) for number, offset in parts]
+            sums = [cgutils.alloca_once_value(builder, block.load(0, place, lanes)) for place in places]
+            with cgutils.for_range(builder, builder.sub(high, low)) as loop:
+                event = builder.zext(builder.load(block.pointer(5, builder.add(low, loop.index))), _I64)
+                row = builder.mul(builder.and_(event, ir.Constant(_I64, 0xFFFF)), run)
+                for (number, offset), kept in zip(parts, sums, strict=True):
+                    weight = block.load(3, builder.add(builder.add(row, builder.extract_value(from_, number)), offset), lanes)
+                    builder.store(plus(builder.load(kept), weight), kept)
+            for place, kept in zip(places, sums, strict=True):
+                block.store(builder.load(kept), 0, place)
+            return context.get_dummy_value()
+
+        return types.void(current, at, to, weights, run, events, low, high, from_), build
+
+    return sum_up
 
 
 @intrinsic
@@ -183,10 +225,7 @@ def unpack(typing: Any, word: Any, base: Any, events: Any, count: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         block, (word, base, _, count) = Block(context, builder, signature, arguments), arguments
         bits = builder.trunc(word, _I16)
-        vector = ir.VectorType(_I32, LANES)
-        numbered = builder.add(block.splat(builder.trunc(base, _I32)), ir.Constant(vector, list(range(LANES))))
-        packed = block.call(f"llvm.experimental.vector.compress.v{LANES}i32", vector, numbered, builder.bitcast(bits, MASK), ir.Constant(vector, ir.Undefined))
-        block.store(packed, 2, count)
+        block.compress(block.numbered(base), builder.bitcast(bits, MASK), 2, count)
         return builder.add(count, builder.zext(builder.ctpop(bits), _I64))
 
     return types.uint64(word, base, events, count), build
@@ -222,17 +261,32 @@ def count_bits(typing: Any, words: Any, at: Any, stride: Any, steps: Any, counts
 
 @intrinsic
 def unpack_counts(typing: Any, counts: Any, at: Any, base: Any, events: Any, to: Any, kept: Any, keep_to: Any) -> Any:
-    """Write `base + i` to `events[to:]` and the count to `kept[keep_to:]` for each of 16 counts that is not 0; returns how many these are."""
+    """Write `base + i` to `events[to:]` and the count to `kept[keep_to:]` for each of 16 counts that is not 0; returns a word with a bit for each of these."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         block, (_, at, base, _, to, _, keep_to) = Block(context, builder, signature, arguments), arguments
         vector = ir.VectorType(_I32, LANES)
         found = block.load(0, at)
         mask = builder.icmp_unsigned("!=", found, ir.Constant(found.type, [0] * LANES))
-        numbered = builder.add(block.splat(builder.trunc(base, _I32)), ir.Constant(vector, list(range(LANES))))
-        for argument, index, values in ((3, to, numbered), (5, keep_to, builder.zext(found, vector))):
-            packed = block.call(f"llvm.experimental.vector.compress.v{LANES}i32", vector, values, mask, ir.Constant(vector, ir.Undefined))
-            block.store(packed, argument, index)
-        return builder.zext(builder.ctpop(builder.bitcast(mask, _I16)), _I64)
+        block.compress(block.numbered(base), mask, 3, to)
+        block.compress(builder.zext(found, vector), mask, 5, keep_to)
+        return builder.zext(builder.bitcast(mask, _I16), _I64)
 
     return types.uint64(counts, at, base, events, to, kept, keep_to), build
+
+
+@intrinsic
+def unpack_ends(typing: Any, counts: Any, at: Any, base: Any, events: Any, to: Any, steps: Any, pitch: Any) -> Any:
+    """Write `base + i + n·pitch` to `events[to:]` for each of 16 counts n that is neither 0 nor `steps`; returns how many these are."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        block, (_, at, base, _, to, steps, pitch) = Block(context, builder, signature, arguments), arguments
+        vector = ir.VectorType(_I32, LANES)
+        found = builder.zext(block.load(0, at), vector)
+        below = builder.icmp_unsigned("<", found, block.splat(builder.trunc(steps, _I32)))
+        mask = builder.and_(below, builder.icmp_unsigned("!=", found, ir.Constant(vector, [0] * LANES)))
+        later = builder.mul(found, block.splat(builder.trunc(pitch, _I32)))
+        block.compress(builder.add(block.numbered(base), later), mask, 3, to)
+        return builder.zext(builder.ctpop(builder.bitcast(mask, _I16)), _I64)
+
+    return types.uint64(counts, at, base, events, to, steps, pitch), build
