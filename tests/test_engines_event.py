@@ -281,6 +281,24 @@ def test_wrong_tables_are_found(monkeypatch):
         check_all(INTEGERS, CASES, firing="immediate")
 
 
+def wide_network(window, density):
+    """Every kernel that sends what begins at once: 3x3 at stride 1 and 2, to 16, 32 and 64 channels; all trains are re-timed."""
+    torch.manual_seed(window)
+    widths = [(3, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+    layers = [layer for before, after, stride in widths for layer in (nn.Conv2d(before, after, 3, stride, 1), teas.IF(density, reset="subtract", v0=0.5))]
+    network = quantise(teas.SpikingNetwork(nn.Sequential(*layers).eval(), window, layout="first", transform="residual").eval())
+    network.windows = {name: window + number % 2 for number, name in enumerate(network.spiking_layers)}
+    return network, torch.randn(2, 3, 13, 12)
+
+
+@pytest.mark.parametrize("density", [0.125, 1.0], ids=["often", "seldom"])
+@pytest.mark.parametrize("window", [2, 8, 60, 200])
+def test_wide_layers_of_first_trains_count_alike(window, density):
+    network, inputs = wide_network(window, density)
+    assert flip_rate(INTEGERS, network, inputs) == 0
+    assert flip_rate(FLOATS, network, inputs) == 0
+
+
 @pytest.mark.parametrize(("window", "runs"), [(32_767, True), (32_768, False)])
 def test_windows_longer_than_it_counts_are_refused(window, runs):
     """Evenly spaced trains add a count to a potential below the window, in 16 bits."""

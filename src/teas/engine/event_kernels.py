@@ -197,9 +197,7 @@ def _look_up(words, at, terms, k, row, step, at_once, rows, tables, current, row
 
 
 @_inner
-def _send_row(
-    arena, terms, k, row, begin, end, steps, at_once, rows, vectors, weights, tables, current, row_vectors, ring, bases, reads, events, starts
-):  # type: ignore[no-untyped-def]
+def _send_row(arena, terms, k, row, begin, end, steps, at_once, rows, vectors, weights, tables, current, row_vectors, ring, bases, reads, events, starts):  # type: ignore[no-untyped-def]
     """Add what one row of a source sends at steps `begin` to `end` to the rows of neurons that it reaches."""
     phase = _phase(terms, k, row)
     top = (row + terms[k, ROW_PAD]) // terms[k, ROW_STRIDE] - (terms[k, ROW_RUN] - 1)
@@ -228,23 +226,32 @@ def _send_row(
         _subtract_pairs(current, top, n, ring, slot, weights, row0, table, run, events, first, last)
 
 
-_add_where, _subtract_where = adder_where(False), adder_where(True)
+_add_where, _subtract_where, _add_two, _subtract_two = adder_where(16, False), adder_where(16, True), adder_where(32, False), adder_where(32, True)
 
 
 @_inner
 def _send_alike(arena, terms, k, row, begin, end, steps, vectors, weights, current, from_, pitch):  # type: ignore[no-untyped-def]
-    """Add what one row of a source of the same shape sends to the same neurons, each with a weight of its channel's."""
-    words, changes = _u(terms[k, WORDS] * terms[k, COLUMNS]), terms[k, KIND] == CHANGES
+    """Add what one row of a source of the same shape sends to the same neurons, each with a weight of its channel's: two words at once."""
+    words, width, changes = _u(terms[k, WORDS] * terms[k, COLUMNS]), _u(terms[k, TABLE]), terms[k, KIND] == CHANGES
+    twos, table = words & ~_u(1) if vectors == 1 or vectors % 2 == 0 else _u(0), _u(terms[k, WEIGHTS])
     for step in range(begin, end):
-        at, to = _u(terms[k, AT]) + _u(row * steps + step) * words, from_ + _u(step - begin) * pitch
-        for i in range(_u(0), words, vectors):
-            for v in range(vectors):
-                word, place, weight = _u(arena[at + i + v]), to + (i + v) * _u(LANES), _u(terms[k, WEIGHTS]) + v * _u(LANES)
-                if changes:
-                    before = _u(arena[at + i + v - words]) if step > 0 else _u(0)
-                    _subtract_where(current, place, weights, weight, before & ~word)
-                    word &= ~before
-                _add_where(current, place, weights, weight, word)
+        at, to, weight = _u(terms[k, AT]) + _u(row * steps + step) * words, from_ + _u(step - begin) * pitch, _u(0)
+        for i in range(_u(0), twos, _u(2)):
+            word = _u(arena[at + i]) | _u(arena[at + i + _u(1)]) << _u(16)
+            if changes:
+                before = _u(arena[at + i - words]) | _u(arena[at + i + _u(1) - words]) << _u(16) if step > 0 else _u(0)
+                _subtract_two(current, to + i * _u(LANES), weights, table + weight, before & ~word)
+                word &= ~before
+            _add_two(current, to + i * _u(LANES), weights, table + weight, word)
+            weight += _u(2 * LANES)
+            weight = _u(0) if weight >= width else weight
+        for i in range(twos, words):
+            word, weight = _u(arena[at + i]), i % _u(vectors) * _u(LANES)
+            if changes:
+                before = _u(arena[at + i - words]) if step > 0 else _u(0)
+                _subtract_where(current, to + i * _u(LANES), weights, table + weight, before & ~word)
+                word &= ~before
+            _add_where(current, to + i * _u(LANES), weights, table + weight, word)
 
 
 @_inner

@@ -215,11 +215,11 @@ class Layout:
         return torch.ldexp(term.weight.double(), -self.numbers.fine.view(-1, 1, 1, 1)).round()
 
     def _diagonal(self, term: Term) -> tuple[Tensor, list[int]]:
-        """Weights as `[channel]`, and the integers that describe the term."""
+        """Weights as `[channel]`, twice where they are 16, and the integers that describe the term."""
         channels, rows, columns = term.shape
         width = padded(channels)
         weight = F.pad(self._weight(term).view(channels, channels).diag(), (0, width - channels))
-        return weight, [0, rows, columns, width // LANES, 0, 1, 1, 1, 1, 0, 0, 1, 1, width, 0, 0, 0, 0, 1, 0]
+        return weight.repeat(2 if width == LANES else 1), [0, rows, columns, width // LANES, 0, 1, 1, 1, 1, 0, 0, 1, 1, width, 0, 0, 0, 0, 1, 0]
 
     def _can_be_looked_up(self, term: Term) -> bool:
         """Whether a term is a 3x3 convolution from at most 16 channels to at most 16, in place."""
@@ -233,8 +233,7 @@ class Layout:
         full = F.pad(weight.flip(2, 3), (0, 0, 0, 0, 0, LANES - ins, 0, LANES - outs)).permute(1, 3, 2, 0)  # [in, column, row, out]
         spikes = torch.tensor([[value >> bit & 1 for bit in range(8)] for value in range(256)], dtype=full.dtype)
         found = torch.einsum("vb,gb...->gv...", spikes, full.reshape(2, 8, 3, 3, LANES))  # [byte, value, column, row, out]
-        pairs, thirds = found[:, :, :, :2].flatten(2), F.pad(found[:, :, :, 2].flatten(2), (0, LANES))
-        return torch.cat([pairs, thirds], 2).flatten()
+        return found.flatten()
 
     def _table(self, term: Term) -> tuple[Tensor, list[int]]:
         """A term's weights as `[row of the run, phase and channel, run]`, one row of zeros behind the others, and the integers that describe the term."""

@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16
-TABLED = 160  # numbers in an entry of the tables of `look_up`
+TABLED = 9 * LANES  # numbers in an entry of the tables of `look_up`
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 MASK = ir.VectorType(ir.IntType(1), LANES)
 
@@ -127,47 +127,41 @@ def summer(vectors: int, lanes: int) -> Callable[..., None]:
 def look_up(typing: Any, words: Any, at: Any, columns: Any, tables: Any, table: Any, current: Any, first: Any, second: Any, third: Any) -> Any:
     """Add what a row of a source, 16 channels in a word a column, sends through a 3x3 kernel to 16 channels in three rows of currents.
 
-    `tables[table:]` has the sum of the weights for each value of each byte of a word, `[byte, value, vector, 32]`: for each of the
-    columns before, at and behind that of the word, the first two rows; the third row of the first two columns; that of the last, and 16 unused. Sums of a
-    column wait in registers until all three words that add to it are read. first, second, third: where in the rows the column before the first word lies.
+    `tables[table:]` has the sum of the weights for each value of each byte of a word, `[byte, value, column, row, 16]`: for the columns before, at and
+    behind that of the word. Sums of a column wait in registers until all three words that add to it are read. Vectors are no wider than a column: with
+    none of 64 bytes some processors add three at a time, not two. first, second, third: where in the rows the column before the first word lies.
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         block, (_, at, columns, _, table, _, *rows) = Block(context, builder, signature, arguments), arguments
         element, plus = context.get_data_type(signature.args[3].dtype), builder.add if block.is_integer(3) else builder.fadd
-        narrow, wide, none = ir.VectorType(element, 16), ir.VectorType(element, 32), ir.Undefined
-        low, high = (ir.Constant(ir.VectorType(_I32, 16), list(range(begin, begin + 16))) for begin in (0, 16))
 
-        def half(value: Any, part: Any) -> Any:
-            return builder.shuffle_vector(value, ir.Constant(wide, none), part)
+        def add(row: int, value: Any, column: Any) -> None:
+            """Sums of a column to a row."""
+            to = builder.add(rows[row], builder.mul(column, ir.Constant(_I64, LANES)))
+            block.store(plus(block.load(5, to), value), 5, to)
 
-        def add(pair: Any, third: Any, column: Any) -> None:
-            """Sums of a column to the three rows."""
-            offset = builder.mul(column, ir.Constant(_I64, LANES))
-            for place, value in zip(rows, (half(pair, low), half(pair, high), third), strict=True):
-                to = builder.add(place, offset)
-                block.store(plus(block.load(5, to), value), 5, to)
-
-        # What is known of the sums of the next column, and of the one behind it: first two rows, third row.
-        next_pair, next_third, last_pair, last_third = (
-            cgutils.alloca_once_value(builder, ir.Constant(kind, [0] * kind.count)) for kind in (wide, narrow, wide, narrow)
-        )
+        # What is known of the sums of the next column, and of the one behind it, for each row.
+        zero = ir.Constant(ir.VectorType(element, LANES), [0] * LANES)
+        next_, last = ([cgutils.alloca_once_value(builder, zero) for _ in rows] for _ in range(2))
         with cgutils.for_range(builder, columns) as loop:
             word = builder.zext(builder.load(block.pointer(0, builder.add(at, loop.index))), _I64)
-            found: list[list[Any]] = [[] for _ in range(5)]
+            entries = []
             for byte in range(2):
                 value = builder.and_(builder.lshr(word, ir.Constant(_I64, 8 * byte)), ir.Constant(_I64, 255))
-                entry = builder.add(builder.add(table, ir.Constant(_I64, TABLED * 256 * byte)), builder.mul(value, ir.Constant(_I64, TABLED)))
-                for vector, lanes in enumerate((32, 32, 32, 32, 16)):
-                    found[vector].append(block.load(3, builder.add(entry, ir.Constant(_I64, 32 * vector)), lanes))
-            before, here, behind, thirds, third = (plus(a, b) for a, b in found)
-            add(plus(builder.load(next_pair), before), plus(builder.load(next_third), half(thirds, low)), loop.index)
-            builder.store(plus(builder.load(last_pair), here), next_pair)
-            builder.store(plus(builder.load(last_third), half(thirds, high)), next_third)
-            builder.store(behind, last_pair)
-            builder.store(third, last_third)
-        add(builder.load(next_pair), builder.load(next_third), columns)
-        add(builder.load(last_pair), builder.load(last_third), builder.add(columns, ir.Constant(_I64, 1)))
+                entries.append(builder.add(builder.add(table, ir.Constant(_I64, TABLED * 256 * byte)), builder.mul(value, ir.Constant(_I64, TABLED))))
+
+            def sent(column: int, row: int) -> Any:
+                offset = ir.Constant(_I64, LANES * (3 * column + row))
+                return plus(*(block.load(3, builder.add(entry, offset)) for entry in entries))
+
+            for row in range(3):
+                add(row, plus(builder.load(next_[row]), sent(0, row)), loop.index)
+                builder.store(plus(builder.load(last[row]), sent(1, row)), next_[row])
+                builder.store(sent(2, row), last[row])
+        for row in range(3):
+            add(row, builder.load(next_[row]), columns)
+            add(row, builder.load(last[row]), builder.add(columns, ir.Constant(_I64, 1)))
         return context.get_dummy_value()
 
     return types.void(words, at, columns, tables, table, current, first, second, third), build
@@ -200,17 +194,17 @@ def spacer(lanes: int) -> Callable[..., None]:
     return space
 
 
-def adder_where(subtract: bool) -> Callable[..., None]:
-    """`current[at + i] ±= weights[row + i]` for each set bit i of a 16-bit word."""
+def adder_where(lanes: int, subtract: bool) -> Callable[..., None]:
+    """`current[at + i] ±= weights[row + i]` for each set bit i of 16-bit words, `lanes / 16` of them one behind the other."""
 
     @intrinsic
     def add_where(typing: Any, current: Any, at: Any, weights: Any, row: Any, word: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             block, (_, at, _, row, word) = Block(context, builder, signature, arguments), arguments
-            integer, before = block.is_integer(0), block.load(0, at)
+            integer, before = block.is_integer(0), block.load(0, at, lanes)
             operation = (builder.sub if subtract else builder.add) if integer else (builder.fsub if subtract else builder.fadd)
-            where = builder.bitcast(builder.trunc(word, _I16), MASK)
-            block.store(builder.select(where, operation(before, block.load(2, row)), before), 0, at)
+            where = builder.bitcast(builder.trunc(word, ir.IntType(lanes)), ir.VectorType(ir.IntType(1), lanes))
+            block.store(builder.select(where, operation(before, block.load(2, row, lanes)), before), 0, at)
             return context.get_dummy_value()
 
         return types.void(current, at, weights, row, word), build
