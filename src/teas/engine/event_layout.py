@@ -167,8 +167,7 @@ class Layout:
         self.tables = aligned(torch.cat(sums).to(kind).numpy())
         run = max([1, *(row[12] for row in rows)])
         right = max([0, *((row[2] - 1 + row[10]) // row[8] - (self.map.columns - 1) for row in rows)])
-        odd = (self.map.columns + run - 1 + right) * self.map.vectors % 2  # a row more than whole cache lines: every second one would lie across two
-        self.halo = (run - 1, right + odd)
+        self.halo = (run - 1, right)
         self.ring = min(self.map.rows, max([1, *(row[11] for row in rows)]))
         self.row_vectors = (self.map.columns + sum(self.halo)) * self.map.vectors
         near, most = (_SORTED_NEAR, _SORTED_AT_ONCE) if self.sorted and all(self.sorted) else (_NEAR, _AT_ONCE)
