@@ -11,6 +11,8 @@ from torch import Tensor
 
 from teas.engine import event_kernels as kernels
 from teas.engine.event_layout import LANES, Floats, Layout, aligned, pooled_map
+from teas.engine.event_sources import AT, CHANGES, COLUMNS, FIRST, ROWS, SPIKES, TABLED, TABLES, WORDS, row_room
+from teas.engine.event_trains import add_up, choose_kinds, count_trains, pool_trains, retimed, write_even, write_first
 from teas.spiking.network import Semantics
 from teas.spiking.neuron import Emission
 from teas.spiking.synapses import run_synapses
@@ -124,9 +126,9 @@ class Worker:
                 self._run_events(name, len(inputs), constant.get(name))
             place, at = layout.map, self.plan.trains[name]
             if name in self.plan.bare:
-                kernels.add_up(self.counts[name], len(inputs), self.totals[name])
+                add_up(self.counts[name], len(inputs), self.totals[name])
             else:
-                kernels.count_trains(self.arena, len(inputs), at, place.rows, layout.steps, place.line, self.counts[name], self.totals[name])
+                count_trains(self.arena, len(inputs), at, place.rows, layout.steps, place.line, self.counts[name], self.totals[name])
 
     def real(self, name: str, values: NDArray[np.generic]) -> Floats:
         """Potentials of a layer as they are in the reference, whatever numbers it computes with."""
@@ -146,11 +148,11 @@ class Worker:
         layout, rows = self.plan.layouts[name], self.rows[name]
         kinds = np.zeros((n, len(rows)), np.int64)
         for number, row in enumerate(rows):
-            row[kernels.AT] = self._send(name, number, row, n, kinds[:, number])
-        first, changes, tabled = kinds == kernels.FIRST, kinds == kernels.CHANGES, kinds == kernels.TABLED
+            row[AT] = self._send(name, number, row, n, kinds[:, number])
+        first, changes, tabled = kinds == FIRST, kinds == CHANGES, kinds == TABLED
         keeps = first.any(1) | changes.all(1)
-        one_step = np.where(tabled, kernels.TABLED, kernels.SPIKES)
-        kinds = np.where(first, kernels.FIRST, np.where(keeps[:, None], kernels.CHANGES, one_step))
+        one_step = np.where(tabled, TABLED, SPIKES)
+        kinds = np.where(first, FIRST, np.where(keeps[:, None], CHANGES, one_step))
         drive, drive_row = (layout.drive_row[None], 0) if constant is None else (layout.map.spread_all(constant), layout.map.line * LANES)
         run = kernels.run_any if not self.plain[name] else kernels.run_sums if name in self.plan.sums else kernels.run_plain
         shape = (layout.map.rows, layout.map.columns, layout.map.vectors)
@@ -170,26 +172,26 @@ class Worker:
         term = layout.terms[number]
         source, to = self.plan.layouts[term.source], self.plan.copies[name, number]
         place, at = source.map, to
-        kinds[:] = kernels.SPIKES
+        kinds[:] = SPIKES
         if source.steps == layout.steps:
             at = self.plan.trains[term.source]
             if not term.pools:
-                kernels.choose_kinds(self.arena, n, at, place.rows, layout.steps, place.line, place.neurons, self.totals[term.source], kinds)
+                choose_kinds(self.arena, n, at, place.rows, layout.steps, place.line, place.neurons, self.totals[term.source], kinds)
         elif layout.sorted[number]:
             self._retime(term.source, layout.steps, self.retimed[number, :n])
-            kinds[:] = kernels.FIRST
+            kinds[:] = FIRST
         else:
             self._copy(term.source, n, layout.steps, to)
             to += layout.steps * place.rows * place.line
         for pool in term.pools:
             pooled = pooled_map(place, pool)
             options = [(v, v) if isinstance(v, int) else tuple(v) for v in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
-            kernels.pool_trains(self.arena, n, at, place.rows, place.columns, place.vectors, layout.steps, *options, pooled.rows, pooled.columns, to)
+            pool_trains(self.arena, n, at, place.rows, place.columns, place.vectors, layout.steps, *options, pooled.rows, pooled.columns, to)
             place, at = pooled, to
             to += layout.steps * place.rows * place.line
-        if row[kernels.TABLES] >= 0 and not layout.sorted[number]:
+        if row[TABLES] >= 0 and not layout.sorted[number]:
             often = self.totals[term.source][:n] > _TABLED * term.shape[1] * term.shape[2] * layout.steps
-            kinds[often] = kernels.TABLED
+            kinds[often] = TABLED
         return at
 
     def _retime(self, source: str, steps: int, out: NDArray[np.uint16]) -> None:
@@ -197,7 +199,7 @@ class Worker:
         layout, transform = self.plan.layouts[source], self.plan.semantics.transform
         counts, residual, fired = self.counts[source], self.potential[source], self.fired[source]
         unit, theta = layout.unit, layout.theta_real
-        kernels.retimed(len(out), counts, fired, residual, unit, theta, transform == "residual", transform == "firing_potential", layout.steps, steps, out)
+        retimed(len(out), counts, fired, residual, unit, theta, transform == "residual", transform == "firing_potential", layout.steps, steps, out)
 
     def _copy(self, source: str, n: int, steps: int, to: int) -> None:
         """Write a source's trains in another window as bits."""
@@ -205,7 +207,7 @@ class Worker:
         place = layout.map
         if semantics.code == "rate":
             self._retime(source, steps, self.retimed[0, :n])
-            write = kernels.write_first if semantics.layout == "first" else kernels.write_even
+            write = write_first if semantics.layout == "first" else write_even
             write(n, self.retimed[0], place.rows, place.line, steps, self.arena, to)
             return
         for image in range(n):
@@ -254,9 +256,9 @@ def _currents(layout: Layout) -> NDArray[np.generic]:
 
 
 def _event_room(layout: Layout) -> int:
-    row_neurons = [int(row[kernels.COLUMNS] * row[kernels.WORDS]) * LANES for row in layout.rows]
-    return 2 * sum(int(row[kernels.ROWS]) * size for row, size in zip(layout.rows, row_neurons, strict=True)) + layout.at_once * max([0, *row_neurons]) + 64
+    row_neurons = [int(row[COLUMNS] * row[WORDS]) * LANES for row in layout.rows]
+    return 2 * sum(int(row[ROWS]) * size for row, size in zip(layout.rows, row_neurons, strict=True)) + layout.at_once * max([0, *row_neurons]) + 64
 
 
 def _start_room(layout: Layout) -> int:
-    return 1 + sum(int(layout.rows[k, kernels.ROWS]) * int(kernels.row_room(layout.rows, k, layout.steps, layout.at_once)) for k in range(len(layout.rows)))
+    return 1 + sum(int(layout.rows[k, ROWS]) * int(row_room(layout.rows, k, layout.steps, layout.at_once)) for k in range(len(layout.rows)))

@@ -1,0 +1,118 @@
+"""What a layer's sources send: one number an event, where its run of additions begins, in vectors, times 2^16, plus its row of the weights.
+
+A source with its connections, a term, is a row of integers. Its train is one bit per neuron and step, `[row, time, column, channel / 16]` of 16-bit words;
+one that fires in the first n steps of its window is also known from n alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from teas.engine.lanes import LANES, ones, unpack, unpack_counts, unpack_ends
+
+# What the events of a term are: spikes; on at step 0 and off at step n; on and off at any step; none, for every word of spikes is looked up.
+SPIKES, FIRST, CHANGES, TABLED = 0, 1, 2, 3
+# Columns of the integers that describe a term, a source with its connections.
+AT, ROWS, COLUMNS, WORDS, KIND, ROW_KERNEL, KERNEL, ROW_STRIDE, STRIDE, ROW_PAD, PAD, ROW_RUN, RUN, TABLE, WEIGHTS, EVENTS, STARTS, BASES = range(18)
+DIAGONAL, TABLES = 18, 19
+
+_options: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False, "error_model": "numpy"}
+_jit: Any = njit
+compiled = _jit(**_options)
+inner = _jit(**_options, _nrt=False)  # makes no arrays: those of its caller need not be counted, which takes longer than a row of additions
+inlined = _jit(**_options, _nrt=False, forceinline=True)
+u = np.uint64
+
+
+@inner
+def phase_of(terms, k, row):  # type: ignore[no-untyped-def]
+    """Rows of the kernel that a row of a source meets: every `stride`th from this one on."""
+    return (row + terms[k, ROW_PAD]) % terms[k, ROW_STRIDE]
+
+
+@inner
+def row_events(arena, terms, k, row, begin, end, steps, row_vectors, vectors, bases, reads, events, off):  # type: ignore[no-untyped-def]
+    """Events of one row of a source at steps `begin` to `end`, in pairs that begin at the same place: where one is left over, an event without weights
+    follows; `off` asks for the neurons that stop firing instead of those that begin.
+
+    The currents of the next step lie a row further. Returns the end of the events.
+    """
+    columns, words = u(terms[k, COLUMNS]), u(terms[k, WORDS])
+    table, phase = u(terms[k, BASES]), u(phase_of(terms, k, row) * terms[k, STRIDE] * terms[k, WORDS] * LANES)
+    first = n = u(terms[k, EVENTS])
+    nothing = u(terms[k, TABLE] // (terms[k, RUN] * vectors * LANES) - 1)  # the last row of the weights
+    changes = terms[k, KIND] == CHANGES
+    for step in range(begin, end):
+        at, more = u(terms[k, AT]) + u(row * steps + step) * columns * words, phase + (u((step - begin) * row_vectors) << u(16))
+        i = u(0)
+        for _ in range(columns):
+            place = ((u(bases[table + i]) + more) >> u(16)) << u(16)
+            for _ in range(words):
+                word = u(arena[at + i])
+                if changes:
+                    before = u(arena[at + i - columns * words]) if step > 0 else u(0)
+                    word = before & ~word if off else word & ~before
+                n = unpack(word & u(reads[table + i]), u(bases[table + i]) + more, events, n)
+                i += u(1)
+            events[n] = place + nothing
+            n += (n - first) & u(1)
+    return n
+
+
+@inner
+def parts(steps, at_once):  # type: ignore[no-untyped-def]
+    """Places in `starts` for where events of a row of a source begin: its neurons go on, off during each `at_once` steps, or last."""
+    return (steps + at_once - 1) // at_once + 2
+
+
+@inner
+def row_room(terms, k, steps, at_once):  # type: ignore[no-untyped-def]
+    """Places in `starts` that a row of a source takes: `parts`, where the events of each column end that go on, and words of the neurons that fire at all."""
+    return parts(steps, at_once) + terms[k, COLUMNS] * (1 + terms[k, WORDS])
+
+
+@compiled
+def sort_first(counts, steps, at_once, row_vectors, terms, k, bases, reads, events, starts, kept):  # type: ignore[no-untyped-def]
+    """Events of a train that fires in the first n steps: each row's on at step 0, then off at n, sorted by `at_once` steps, as `starts` tells."""
+    columns, words, rooms, room = u(terms[k, COLUMNS]), u(terms[k, WORDS]), u(parts(steps, at_once)), u(row_room(terms, k, steps, at_once))
+    table, n, pitch = u(terms[k, BASES]), u(terms[k, EVENTS]), u(row_vectors) << u(16)
+    # Four places a room, taken in turn, so that an event need not wait until the last one's place is known.
+    places, room_of, later = np.zeros(u(4) * rooms, np.uint32), np.zeros(steps + 1, np.uint32), np.zeros(steps + 1, np.uint32)
+    for count in range(steps):
+        room_of[count], later[count] = 4 * (1 + count // at_once), u(count % at_once) * pitch
+    room_of[steps] = u(4) * (rooms - u(1))
+    for row in range(terms[k, ROWS]):
+        phase, from_ = u(phase_of(terms, k, row) * terms[k, STRIDE] * terms[k, WORDS] * LANES), u(row) * columns * words
+        begin, bucket = n, u(terms[k, STARTS]) + u(row) * room
+        for column in range(columns):
+            for i in range(column * words, (column + u(1)) * words):
+                word = u(0)
+                if reads[table + i]:
+                    word = unpack_counts(counts, (from_ + i) * u(LANES), u(bases[table + i]) + phase, events, n, kept, n - begin)
+                starts[bucket + rooms + columns + i] = word
+                n += ones(word)
+            starts[bucket + rooms + column] = n
+        starts[bucket], starts[bucket + u(1)] = begin, n
+        if steps <= at_once:  # nothing to be sorted
+            for i in range(columns * words):
+                if reads[table + i]:
+                    n += unpack_ends(counts, (from_ + i) * u(LANES), u(bases[table + i]) + phase, events, n, u(steps), pitch)
+            starts[bucket + u(2)] = n
+            continue
+        active = n - begin
+        places[:] = 0
+        for i in range(active):
+            places[u(room_of[kept[i]]) + (i & u(3))] += 1
+        for part in range(u(1), rooms):
+            starts[bucket + part] = n
+            for place in range(u(4) * part, u(4) * part + u(4)):
+                size = u(places[place])
+                places[place] = n
+                n += size
+        for i in range(active):
+            slot = u(room_of[kept[i]]) + (i & u(3))
+            events[places[slot]] = events[begin + i] + later[kept[i]]
+            places[slot] += 1
