@@ -125,8 +125,6 @@ def test_equal_needs_get_equal_steps():
         (lambda: train(net(), loader(), Recipe(together=(2, 4))), "takes a `Together` of these"),
         (lambda: train(together(2, 4), loader(), Recipe()), "takes a `Together` of these"),
         (lambda: Recipe(window_rate=0), "window_rate is 0"),
-        (lambda: Recipe(window_surplus=-1), "window_surplus is -1"),
-        (lambda: train(net(), loader(), Recipe(epochs=8, window_surplus=9.0), budget=1), "one step each takes 2"),
         (lambda: train(together(2, 4), loader(), Recipe(together=(2, 4)), budget=4), "leave out together"),
         (lambda: recalibrate(nn.BatchNorm1d(2), []), "at least one batch"),
         (lambda: recalibrate(nn.BatchNorm1d(2), [torch.zeros(1, 2)]), "at least two samples"),
@@ -154,12 +152,10 @@ def loader(samples=256):
     return DataLoader(TensorDataset(inputs, labels), 64, shuffle=True)
 
 
-@pytest.mark.parametrize(("surplus", "sums"), [(0.0, [9, 9, 9, 9]), (1.0, [18, 13, 9, 9])])
-def test_training_ends_with_whole_windows_in_the_budget_and_continues_to_the_same_bits(tmp_path, surplus, sums):
-    recipe = Recipe(epochs=4, rate=0.05, window_rate=0.3, window_share=0.75, window_surplus=surplus)
-    whole, parts, seen = net(), net(), []
-    train(whole, loader(), recipe, budget=9, seed=3, on_epoch=lambda _: seen.append(sum(layer.window for layer in quantised_activations(whole).values())))
-    assert seen == sums
+def test_training_ends_with_whole_windows_in_the_budget_and_continues_to_the_same_bits(tmp_path):
+    recipe = Recipe(epochs=4, rate=0.05, window_rate=0.3, window_share=0.8)
+    whole, parts = net(), net()
+    train(whole, loader(), recipe, budget=9, seed=3)
     windows = [layer.window for layer in quantised_activations(whole).values()]
     assert sum(windows) == 9
     assert windows != [5, 4]

@@ -42,7 +42,6 @@ class Recipe:
     activations then takes about 0.6 times as long.
     together: rising uniform windows that one set of weights is trained at (see `Together`), three of them in every step (see `sandwich`).
     window_rate, window_share: how fast windows are learned under a budget, and in which share of the steps; they are fixed for the rest.
-    window_surplus: share of the budget that windows have on top of it at first; it is taken from them evenly, once an epoch, while they are learned.
     """
 
     epochs: int = 30
@@ -60,7 +59,6 @@ class Recipe:
     together: tuple[int, ...] = ()
     window_rate: float = 0.02
     window_share: float = 0.6
-    window_surplus: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, PRECISIONS)
@@ -70,8 +68,6 @@ class Recipe:
             raise TeasError(f"together is {list(self.together)}; give at least two windows that rise, e.g. [2, 4, 8, 16]")
         if not 0 < self.window_rate < math.inf:
             raise TeasError(f"window_rate is {self.window_rate}; it must be above 0")
-        if not 0 <= self.window_surplus < math.inf:
-            raise TeasError(f"window_surplus is {self.window_surplus}; it is a share of the budget, at least 0")
         if not 0 < self.temperature < math.inf or not 0 <= self.mixup < math.inf:
             raise TeasError(f"temperature must be above 0 and mixup at least 0; got temperature {self.temperature} and mixup {self.mixup}")
         for name in ("warmup", "smoothing", "distillation", "window_share"):
@@ -83,11 +79,6 @@ class Recipe:
         if progress < self.warmup:
             return self.rate * progress / self.warmup
         return self.rate * (1 + math.cos(math.pi * (progress - self.warmup) / max(1 - self.warmup, 1e-9))) / 2
-
-    def budget_at(self, epoch: int, budget: float) -> float:
-        """What windows may cost in an epoch, counted from 0, if they are to end within a budget."""
-        last = self.window_share * self.epochs - 1  # in which windows are learned
-        return budget * (1 + self.window_surplus * max(1 - epoch / last, 0)) if last > 0 else budget
 
 
 @dataclass(frozen=True)
@@ -131,8 +122,7 @@ def train(
     learner = None if budget is None else WindowLearner(model, budget, costs)
     optimizer = torch.optim.SGD(_groups(model, recipe.weight_decay), recipe.rate, recipe.momentum, nesterov=recipe.momentum > 0)
     history = _restore(model, optimizer, checkpoint, recipe, seed) if checkpoint else []
-    if learner and budget is not None and history:
-        learner.budget = recipe.budget_at(len(history) - 1, budget)
+    if learner and history:
         learner.assign()
     model.to(memory_format=torch.channels_last)
     # Static shapes: only the last batch of an epoch differs, and one more graph is cheaper than a graph for any size.
@@ -141,9 +131,6 @@ def train(
         networks = {window: torch.compile(network, dynamic=False) for window, network in networks.items()}
     answer = torch.compile(teacher, dynamic=False) if recipe.compiled and teacher is not None else teacher
     for number in range(len(history), recipe.epochs):
-        if learner and budget is not None and recipe.budget_at(number, budget) != learner.budget:
-            learner.budget = recipe.budget_at(number, budget)
-            learner.assign()
         torch.manual_seed(seed * 1_000_003 + number)  # each epoch draws its own numbers, so that a resumed run draws the same
         if hasattr(data.sampler, "set_epoch"):
             data.sampler.set_epoch(number)
