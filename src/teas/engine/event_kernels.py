@@ -29,7 +29,7 @@ from teas.engine.event_sources import (
     row_room,
     sort_first,
     u,
-)  # fmt: skip
+)
 from teas.engine.firing import firing
 from teas.engine.lanes import LANES
 
@@ -42,7 +42,7 @@ def _runner(rule: str) -> Callable[..., None]:
     shape: rows, columns, vectors of channels. halo: columns on the left and on the right where runs of additions may end outside of the map.
     kinds: what the events of each term are, by image. keeps: whether currents last until an event changes them (all terms are FIRST or CHANGES), or
     are those of one step (SPIKES or TABLED), by image. tables: what `look_up` reads. current: `at_once` steps of each row that source rows read so far
-    may reach, a ring of rows, and one more that is not read; 0 inside of the map, before and after.
+    may reach, a ring of rows, and one more that is not read; 0 inside of the map, before and after, for neurons leave 0 where they read.
     drive: the constant part of the current, by image or for all, `drive_row` apart from row to row. start: potentials before the first step.
     neurons: potential, current that lasts, threshold, shift, sum of firing potentials, who may fire, and the rule, as `firing` takes them; of
     potentials and sums one row an image, or one for all where nobody asks for them later. sorted_counts: of each FIRST term, by image.

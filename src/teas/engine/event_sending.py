@@ -30,7 +30,7 @@ from teas.engine.event_sources import (
     row_events,
     row_room,
     u,
-)  # fmt: skip
+)
 from teas.engine.lanes import LANES, adder, adder_where, look_up, summer
 
 
@@ -120,8 +120,6 @@ def _scatterer(subtract: bool, pairs: bool) -> Callable[..., None]:
 
 _add_events, _subtract_events = _scatterer(False, False), _scatterer(True, False)
 _add_pairs, _subtract_pairs = _scatterer(False, True), _scatterer(True, True)
-
-
 _sum48, _sum64, _sum96, _sum128, _sum192 = summer(3, 16), summer(2, 32), summer(3, 32), summer(4, 32), summer(6, 32)
 
 
@@ -196,7 +194,20 @@ def send_row(arena, terms, k, row, begin, end, steps, at_once, rows, vectors, we
         _subtract_pairs(current, top, n, ring, slot, weights, row0, table, run, events, first, last)
 
 
-_add_where, _subtract_where, _add_two, _subtract_two = adder_where(16, False), adder_where(16, True), adder_where(32, False), adder_where(32, True)
+def _alike(lanes: int) -> Callable[..., None]:
+    """Add the weights of neurons that fire, each its own, and where only changes count, subtract those of neurons that fired before."""
+    add, subtract = adder_where(lanes, False), adder_where(lanes, True)
+
+    def send(current, place, weights, weight, word, before, changes):  # type: ignore[no-untyped-def]
+        if changes:
+            subtract(current, place, weights, weight, before & ~word)
+            word &= ~before
+        add(current, place, weights, weight, word)
+
+    return inlined(send)  # type: ignore[no-any-return]
+
+
+_send_one, _send_two = _alike(LANES), _alike(2 * LANES)
 
 
 @inner
@@ -205,20 +216,13 @@ def send_alike(arena, terms, k, row, begin, end, steps, vectors, weights, curren
     words, width, changes = u(terms[k, WORDS] * terms[k, COLUMNS]), u(terms[k, TABLE]), terms[k, KIND] == CHANGES
     twos, table = words & ~u(1) if vectors == 1 or vectors % 2 == 0 else u(0), u(terms[k, WEIGHTS])
     for step in range(begin, end):
-        at, to, weight = u(terms[k, AT]) + u(row * steps + step) * words, from_ + u(step - begin) * pitch, u(0)
+        at, to, weight, lasts = u(terms[k, AT]) + u(row * steps + step) * words, from_ + u(step - begin) * pitch, table, changes and step > 0
         for i in range(u(0), twos, u(2)):
             word = u(arena[at + i]) | u(arena[at + i + u(1)]) << u(16)
-            if changes:
-                before = u(arena[at + i - words]) | u(arena[at + i + u(1) - words]) << u(16) if step > 0 else u(0)
-                _subtract_two(current, to + i * u(LANES), weights, table + weight, before & ~word)
-                word &= ~before
-            _add_two(current, to + i * u(LANES), weights, table + weight, word)
+            before = u(arena[at + i - words]) | u(arena[at + i + u(1) - words]) << u(16) if lasts else u(0)
+            _send_two(current, to + i * u(LANES), weights, weight, word, before, changes)
             weight += u(2 * LANES)
-            weight = u(0) if weight >= width else weight
+            weight = table if weight >= table + width else weight
         for i in range(twos, words):
-            word, weight = u(arena[at + i]), i % u(vectors) * u(LANES)
-            if changes:
-                before = u(arena[at + i - words]) if step > 0 else u(0)
-                _subtract_where(current, to + i * u(LANES), weights, table + weight, before & ~word)
-                word &= ~before
-            _add_where(current, to + i * u(LANES), weights, table + weight, word)
+            before = u(arena[at + i - words]) if lasts else u(0)
+            _send_one(current, to + i * u(LANES), weights, table + i % u(vectors) * u(LANES), u(arena[at + i]), before, changes)

@@ -128,8 +128,8 @@ def look_up(typing: Any, words: Any, at: Any, columns: Any, tables: Any, table: 
     """Add what a row of a source, 16 channels in a word a column, sends through a 3x3 kernel to 16 channels in three rows of currents.
 
     `tables[table:]` has the sum of the weights for each value of each byte of a word, `[byte, value, column, row, 16]`: for the columns before, at and
-    behind that of the word. Sums of a column wait in registers until all three words that add to it are read. Vectors are no wider than a column: with
-    none of 64 bytes some processors add three at a time, not two. first, second, third: where in the rows the column before the first word lies.
+    behind that of the word. Sums of a column wait in registers until all three words that add to it are read. first, second, third:
+    where in the rows the column before the first word lies.
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

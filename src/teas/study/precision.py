@@ -10,7 +10,7 @@ from torch import nn
 from teas.study.config import Experiment
 from teas.study.hooks import Hooks
 
-WORTH_A_WORD = 0.9  # of the speed of float32; between that and 1 it hardly matters
+_WORTH_A_WORD = 0.9  # of the speed of float32; between that and 1 it hardly matters
 
 
 def bfloat16_gain(rounds: int = 5) -> float:
@@ -41,7 +41,7 @@ def bfloat16_settings(experiment: Experiment) -> list[str]:
 def advise(experiment: Experiment, device: torch.device, hooks: Hooks) -> None:
     """Say so, before any training, where an experiment asks a CPU for bfloat16 that is slower there than float32."""
     settings = bfloat16_settings(experiment)
-    if settings and device.type == "cpu" and (gain := bfloat16_gain()) < WORTH_A_WORD:
+    if settings and device.type == "cpu" and (gain := bfloat16_gain()) < _WORTH_A_WORD:
         hooks.say(
             f"bfloat16 has {gain:.2f} times the speed of float32 on this processor; for a new run set {' and '.join(settings)} to float32 "
             "(one that was begun keeps its precision)"
