@@ -17,10 +17,11 @@ from teas.study.report import write_report
 
 
 def test_published_sizes():
-    sizes = {name: sum(p.numel() for p in build_ann(name, 10).parameters()) for name in ("resnet20", "vgg16", "resnet18")}
+    sizes = {name: sum(p.numel() for p in build_ann(name, 10).parameters()) for name in ("resnet20", "vgg16", "resnet18", "resnet18_membrane")}
     # VGG-16's thirteen convolutions have 14,710,464 weights, their batch norms 8,448, and the head 5,130.
     # ResNet-18 with its 3x3 stem: 11,173,962 for ten classes, as He et al.'s followers on CIFAR-10 have it.
-    assert sizes == {"resnet20": 269_722, "vgg16": 14_710_464 + 8_448 + 5_130, "resnet18": 11_173_962}
+    # Its pre-activation form: 11,171,146, and the batch norm at its end.
+    assert sizes == {"resnet20": 269_722, "vgg16": 14_710_464 + 8_448 + 5_130, "resnet18": 11_173_962, "resnet18_membrane": 11_171_146 + 1_024}
     with pytest.raises(teas.TeasError, match="resnet20"):
         build_ann("resnet21", 10)
 

@@ -53,6 +53,36 @@ def test_a_gpu_trains_like_the_cpu(reset: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_refuses_bad_inputs_and_captures_a_step() -> None:
+    import teas
+
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 8), teas.IF(0.5, surrogate="arctan"), torch.nn.Linear(8, 3)).cuda()
+    network, inputs = teas.SpikingNetwork(module, 6), torch.randn(4, 6, device="cuda")
+    for learning in (False, True):
+        with torch.set_grad_enabled(learning), pytest.raises(teas.TeasError, match="NaN"):
+            network(inputs * float("nan"))
+
+    def step() -> torch.Tensor:
+        network.zero_grad()
+        loss = network(inputs).logits.square().sum()
+        loss.backward()
+        return loss.detach()
+
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        expected = step()
+    torch.cuda.current_stream().wait_stream(stream)
+    wanted = [parameter.grad.clone() for parameter in network.parameters()]
+    with torch.cuda.graph(graph):
+        found = step()
+    graph.replay()
+    torch.testing.assert_close(found, expected)
+    for parameter, gradient in zip(network.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
 @pytest.mark.parametrize("subtracts", [False, True])
 def test_kernels_compile_for_a_gpu_that_is_not_here(subtracts: bool) -> None:
     """Interpreted Triton takes what its compiler refuses; the compiler needs no GPU."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from teas.ann.quantised import quantised_activations, set_windows
 from teas.errors import TeasError
@@ -54,25 +54,30 @@ class WindowLearner:
         if set(self.costs) != set(self.layers) or not all(0 < cost < math.inf for cost in self.costs.values()):
             raise TeasError(f"every layer needs a cost above 0; got {self.costs} for the layers {', '.join(self.layers)}")
         self._state = {name: layer.learn_steps() for name, layer in self.layers.items()}
+        some = next(iter(self._state.values()))[1]
+        self._prices = torch.tensor([self.costs[name] for name in self._state], device=some.device)
         self.assign()
 
     @torch.no_grad()
     def update(self, rate: float) -> None:
         """Take the gradients of the last backward passes, move the windows, and forget the gradients."""
-        for name, (steps, gain) in self._state.items():
-            gain.mul_(_MEMORY)
-            if steps.grad is not None:
-                gain.sub_(steps.grad, alpha=(1 - _MEMORY) / self.costs[name])
-                steps.grad = None
-        scale = torch.stack([gain for _, gain in self._state.values()]).abs().mean().clamp_min(1e-30)
-        for steps, gain in self._state.values():
-            steps.mul_((rate * (gain / scale).clamp(-2, 2)).exp())
-        self.assign()
+        steps, gains = (torch.stack([pair[kind].detach() for pair in self._state.values()]) for kind in (0, 1))
+        found = [parameter.grad for parameter, _ in self._state.values()]
+        gradients = torch.stack([torch.zeros_like(gains[0]) if gradient is None else gradient for gradient in found])
+        gains.mul_(_MEMORY).sub_(gradients / self._prices, alpha=1 - _MEMORY)
+        steps.mul_((rate * (gains / gains.abs().mean().clamp_min(1e-30)).clamp(-2, 2)).exp())
+        for (parameter, gain), moved in zip(self._state.values(), gains, strict=True):
+            parameter.grad = None
+            gain.copy_(moved)
+        self._assign(steps)
 
     @torch.no_grad()
     def assign(self) -> None:
         """Scale the steps to the budget, by halving the interval of the factor, and give the layers the whole steps nearest to them."""
-        steps = {name: float(steps) for name, (steps, _) in self._state.items()}
+        self._assign(torch.stack([parameter.detach() for parameter, _ in self._state.values()]))
+
+    def _assign(self, values: Tensor) -> None:
+        steps = dict(zip(self._state, values.tolist(), strict=True))  # read at once: a GPU is waited for once, not once a layer
 
         def scaled(factor: float) -> dict[str, float]:
             return {name: min(max(factor * value, 1.0), float(LONGEST)) for name, value in steps.items()}

@@ -49,6 +49,7 @@ ANNS: dict[str, Callable[[int], nn.Module]] = {
     "resnet20": CifarResNet,
     "resnet18": _cifar_resnet18,
     "resnet20_membrane": CifarPreactivationResNet,
+    "resnet18_membrane": lambda classes: CifarPreactivationResNet(classes, blocks=2, width=64, stages=4, projected=True),
     "resnet20_wide": lambda classes: CifarResNet(classes, width=32),
     "vgg16": CifarVGG,
     "imagenet_resnet34": _torchvision("resnet34"),

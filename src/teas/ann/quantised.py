@@ -127,4 +127,5 @@ def set_windows(ann: nn.Module, windows: TimeWindows | Mapping[str, int]) -> Non
     steps = TimeWindows(dict(windows))
     steps.validate(tuple(found))
     for name, activation in found.items():
-        activation.window = steps[name]
+        if activation.window != steps[name]:
+            activation.window = steps[name]

@@ -204,5 +204,4 @@ def _recorded(plan: LayerPlan, count: Tensor, potential: Tensor | None) -> Layer
     assert plan.neurons is not None
     theta = plan.neurons.threshold_for(potential).detach()
     fired = count * potential - theta * count * (count - 1) / 2
-    mean_potential = torch.where(count > 0, fired / count.clamp_min(1), 0)
-    return LayerRecord(plan.compiler.window, count, mean_potential, potential - count * theta)
+    return LayerRecord(plan.compiler.window, count, fired, potential - count * theta)

@@ -206,5 +206,4 @@ def _recorded(network: SpikingNetwork, name: str, count: Tensor, sums: tuple[Ten
     if sums is None:
         empty = count.new_empty(0)
         return LayerRecord(network.windows[name], count, empty, empty)
-    fired, residual = sums
-    return LayerRecord(network.windows[name], count, torch.where(count > 0, fired / count.clamp_min(1), 0), residual)
+    return LayerRecord(network.windows[name], count, *sums)

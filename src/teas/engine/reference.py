@@ -34,7 +34,7 @@ class ReferenceEngine:
                 return Output(logits, {})
             if keep == "counts":
                 empty = logits.new_empty(0)
-                record = {name: replace(found, firing_potential=empty, residual=empty) for name, found in record.items()}
+                record = {name: replace(found, fired=empty, residual=empty) for name, found in record.items()}
             return Output(logits, record)
 
         return run

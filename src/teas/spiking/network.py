@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from teas.errors import TeasError, check_choice
+from teas.spiking.checks import check_inputs
 from teas.spiking.coding import BINARY, ENCODINGS, LAYOUTS, count_to_train, encode, first_spike_time
 from teas.spiking.neuron import FIRINGS, IF, Emission, run_immediate, run_two_phase
 from teas.spiking.recompute import kept_as_bits, recomputed
@@ -61,14 +62,14 @@ class Semantics:
 class LayerRecord:
     """What one layer did in one forward pass; tensors of shape `[batch, *neuron]`.
 
-    count: spikes in the window. firing_potential: mean potential at a spike before its reset, 0 where silent. residual: potential left
-    at the end. spikes: the train `[time, batch, *neuron]`, kept for the last spiking layer, and for others on request; received: the spike
-    counts that reached the layer from each source after re-timing, on request.
+    count: spikes in the window. fired: sum of the potentials at spikes, before their resets. residual: potential left at the end; an engine that is
+    told to keep neither leaves both empty. spikes: the train `[time, batch, *neuron]`, kept for the last spiking layer, and for others on request;
+    received: the spike counts that reached the layer from each source after re-timing, on request.
     """
 
     window: int
     count: Tensor
-    firing_potential: Tensor
+    fired: Tensor
     residual: Tensor
     spikes: Tensor | None = None
     received: dict[str, Tensor] | None = None
@@ -77,6 +78,11 @@ class LayerRecord:
     def activity(self) -> Tensor:
         """`Act(l)`: mean over samples and neurons of `count / T_l` (Eq. 2), a rate in [0, 1]; differentiable."""
         return self.count.mean() / self.window
+
+    @property
+    def firing_potential(self) -> Tensor:
+        """Mean potential at a spike before its reset, 0 where silent; empty where `fired` is."""
+        return torch.where(self.count > 0, self.fired / self.count.detach().clamp_min(1), 0) if self.fired.numel() else self.fired
 
 
 Record = dict[str, LayerRecord]
@@ -166,9 +172,15 @@ class SpikingNetwork(nn.Module):
         """Logits and a record per layer for inputs `[batch, *shape]`; `keep_spikes` keeps every train in the record.
 
         given: what some layers emit, taken as it is instead of being computed.
+        Raises `TeasError` for inputs that are not finite: before any work, but on a GPU that trains once its step is under way, and never while a step
+        is captured as a CUDA graph.
         """
-        if not inputs.isfinite().all():
-            raise TeasError(f"the input of shape {tuple(inputs.shape)} has NaN or infinite values; clean the data first")
+        check = check_inputs(inputs)
+        output = self._run(inputs, keep_spikes, given)
+        check()
+        return output
+
+    def _run(self, inputs: Tensor, keep_spikes: bool, given: Mapping[str, Emission] | None) -> Output:
         emissions: dict[str, Emission] = {}
         record: Record = {}
         for layer in self.layers:
@@ -277,8 +289,7 @@ class SpikingNetwork(nn.Module):
         return current.view(*train.shape[:2], *current.shape[1:])
 
     def _recorded(self, emission: Emission, is_last: bool) -> LayerRecord:
-        mean_potential = torch.where(emission.count > 0, emission.fired / emission.count.detach().clamp_min(1), 0)
-        return LayerRecord(emission.window, emission.count, mean_potential, emission.residual.detach(), emission.spikes if is_last else None)
+        return LayerRecord(emission.window, emission.count, emission.fired, emission.residual.detach(), emission.spikes if is_last else None)
 
     def _with_spikes(self, record: LayerRecord, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission]) -> LayerRecord:
         emission = emissions[layer.name]
