@@ -99,7 +99,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(subtracts: bool) -> None:
             "normed": not once, **({"weight": None, "bias": None} if lasting else {}),
             "lasting": lasting, "subtracts": subtracts, "once": once, "block": 1024, "surrogate": surrogate, "learns_threshold": learns, "learns_leak": learns,
         }  # fmt: skip
-        for kernel in (window_kernels._forward, window_kernels._backward):
+        for kernel in (window_kernels._forward, window_kernels._backward, window_kernels._through_norm):
             names = kernel.arg_names
             constants = {name: value for name, value in chosen.items() if name in names}
             signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from importlib import import_module, util
 from types import ModuleType
@@ -180,22 +181,25 @@ def has_channels_last(images: Tensor) -> bool:
 
 def inner_of(sums: Tensor) -> int | None:
     """How many neighbours in memory share a channel, `[time, batch, channel, *position]`; None where memory has gaps or another order."""
+    if sums.is_contiguous():
+        return math.prod(sums.shape[3:])
     if len(sums) > 1 and sums.stride(0) != sums.shape[1] * sums.stride(1):
         return None  # to merge time and batch would be to copy
-    folded = sums.flatten(0, 1)
-    if folded.is_contiguous():
-        return folded[0, 0].numel() if folded.dim() > 1 else 1
-    return 1 if has_channels_last(folded) else None
+    return 1 if has_channels_last(sums.flatten(0, 1)) else None
 
 
 def laid_out_as(tensor: Tensor, example: Tensor) -> Tensor:
     """The tensor `[time, batch, *neuron]` in 32 bits, its steps laid out in memory as those of the example."""
+    if tensor.dtype == torch.float32 and tensor.is_contiguous() and example.is_contiguous():
+        return tensor
     wanted = room_like(example, len(tensor), torch.float32)
     return tensor if tensor.stride() == wanted.stride() and tensor.dtype == wanted.dtype else wanted.copy_(tensor)
 
 
 def room_like(current: Tensor, steps: int, dtype: torch.dtype | None = None) -> Tensor:
     """Room for `steps` steps `[time, batch, *neuron]`, each laid out in memory as those of the currents, so that convolutions need no other order."""
+    if current.is_contiguous():
+        return room((steps, *current.shape[1:]), dtype or current.dtype, current.device)
     shape = (steps * current.shape[1], *current.shape[2:])
     return room(shape, dtype or current.dtype, current.device, has_channels_last(current.flatten(0, 1))).view(steps, *current.shape[1:])
 
@@ -246,10 +250,11 @@ def _batch(sums: Tensor, norm: Norm) -> tuple[Tensor, tuple[Tensor | None, Tenso
 
 
 def _moments(sums: Tensor, norm: Norm) -> Moments:
-    """The moments alone, the same to the bit as `_normalised` finds on a CPU."""
+    """The moments alone, the same to the bit as `_normalised` finds on a CPU; on a GPU each conversion would be a launch more."""
     folded, running, momentum = _batch(sums, norm)
     mean, variance = torch.batch_norm_update_stats(folded, *running, momentum)
-    return Moments(mean, (variance.double() + norm.eps).rsqrt().to(mean.dtype), norm.weight, norm.bias, norm.eps)
+    scale = (variance + norm.eps).rsqrt() if sums.is_cuda else (variance.double() + norm.eps).rsqrt().to(mean.dtype)
+    return Moments(mean, scale, norm.weight, norm.bias, norm.eps)
 
 
 def _normalised(sums: Tensor, norm: Norm) -> tuple[Tensor, Moments]:

@@ -1,7 +1,8 @@
 """A window of immediate firing in one Triton kernel each way: what `Window` does step by step, with the potentials in registers.
 
 A GPU needs it, for there every step of the loop in Python is four launches and as many passes over memory. A batch norm before the neurons is part of
-both kernels: its currents are never written.
+both kernels: its currents are never written, and what its gradient needs is summed on the way back (torch's own kernel takes a block a channel, and
+most of a GPU waits for it).
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def _forward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
-    sums, mean, scale, weight, bias, threshold, grad_spikes, grad_current, grad_threshold, grad_leak, size, inner, channels, thresholds,
-    steps, leak, v0, v_reset, reset_by,
+    sums, mean, scale, weight, bias, threshold, grad_spikes, grad_current, grad_sums, grad_norm, grad_threshold, grad_leak, size, inner, channels,
+    thresholds, steps, leak, v0, v_reset, reset_by,
     surrogate: tl.constexpr, normed: tl.constexpr, lasting: tl.constexpr, subtracts: tl.constexpr, once: tl.constexpr, learns_threshold: tl.constexpr,
     learns_leak: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
@@ -102,7 +103,9 @@ def _backward(  # type: ignore[no-untyped-def]
         tl.store(grad_current + row, charged, mask=inside)
         row += size
     after, charging = tl.zeros_like(theta), tl.zeros_like(theta)  # gradients of the potential after the reset, and of what step t + 1 charges
-    to_threshold, to_leak = tl.zeros_like(theta), tl.zeros_like(theta)
+    to_threshold, to_leak, to_shift, to_factor = tl.zeros_like(theta), tl.zeros_like(theta), tl.zeros_like(theta), tl.zeros_like(theta)
+    if normed:
+        centre = tl.load(mean + channel, mask=inside, other=0.0)
     for back in range(steps):
         t = steps - 1 - back
         row -= size
@@ -120,12 +123,44 @@ def _backward(  # type: ignore[no-untyped-def]
             if subtracts:
                 to_threshold -= tl.where(fires, reset_by * after, 0.0)
         charging = through + (after if subtracts else tl.where(fires, 0.0, after))
-        tl.store(grad_current + row, charging, mask=inside)
+        if not lasting:
+            tl.store(grad_current + row, charging, mask=inside)
+        to_shift += charging
+        if normed and not lasting:
+            to_factor += charging * (tl.load(sums + row, mask=inside, other=0.0).to(tl.float32) - centre)
         after = leak * charging
+    if lasting:
+        tl.store(grad_sums + at, to_shift, mask=inside)
+    if normed:
+        if lasting:
+            to_factor = to_shift * (tl.load(sums + at, mask=inside, other=0.0).to(tl.float32) - centre)
+        tl.store(grad_norm + at, to_shift, mask=inside)
+        tl.store(grad_norm + size + at, to_factor, mask=inside)
     if learns_threshold:
         tl.store(grad_threshold + at, to_threshold + v0 * after, mask=inside)
     if learns_leak:
         tl.store(grad_leak + at, to_leak + v0 * theta * charging, mask=inside)
+
+
+@triton.jit
+def _through_norm(  # type: ignore[no-untyped-def]
+    sums, mean, scale, weight, grad_norm, grad_current, grad_sums, size, inner, channels, steps, block: tl.constexpr
+):
+    """Gradients of the sums, from those of the currents: less their mean, and less what would only scale the channel."""
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside, channel, values = at < size, (at // inner) % channels, size // channels * steps
+    centre, deviation = tl.load(mean + channel, mask=inside, other=0.0), tl.load(scale + channel, mask=inside, other=1.0)
+    factor = deviation
+    if weight is not None:
+        factor = factor * tl.load(weight + channel, mask=inside, other=1.0)
+    common = tl.load(grad_norm + channel, mask=inside, other=0.0) / values
+    sloping = tl.load(grad_norm + channels + channel, mask=inside, other=0.0) / values * deviation * deviation
+    row = at
+    for _ in range(steps):
+        apart = tl.load(sums + row, mask=inside, other=0.0).to(tl.float32) - centre
+        gradient = factor * (tl.load(grad_current + row, mask=inside, other=0.0) - common - sloping * apart)
+        tl.store(grad_sums + row, gradient.to(grad_sums.dtype.element_ty), mask=inside)
+        row += size
 
 
 @triton.jit
@@ -167,13 +202,14 @@ def fits(sums: Tensor, threshold: Tensor, neuron: IF) -> bool:
 def _shape_arguments(sums: Tensor, threshold: Tensor) -> tuple[int, int, int, int]:
     inner = inner_of(sums)
     assert inner is not None
-    return sums[0].numel(), inner, sums.shape[2], threshold.numel()
+    return sums.numel() // len(sums), inner, sums.shape[2], threshold.numel()
 
 
 def forward(sums: Tensor, moments: Moments | None, threshold: Tensor, neuron: IF, leak: float, steps: int, once: bool) -> tuple[Tensor, ...]:
     """Spikes `[time, batch, *neuron]`; counts, sums of firing potentials and potentials left, `[batch, *neuron]`; of sums `[time or 1, batch, *neuron]`."""
     spikes = room_like(sums, steps, torch.float32)
-    count, fired, left = (torch.empty_like(spikes[0]) for _ in range(3))
+    each = spikes[0]
+    count, fired, left = (torch.empty_like(each) for _ in range(3))
     size, *shape = _shape_arguments(sums, threshold)
     norm = (moments.mean, moments.scale, moments.weight, moments.bias) if moments else (None,) * 4
     _forward[(triton.cdiv(size, _BLOCK),)](
@@ -188,16 +224,25 @@ def backward(
     learns_threshold: bool, learns_leak: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of the sums `[time or 1, batch, *neuron]`, of a norm's weight and bias `[channel]`, and of each neuron's threshold and leak."""
-    grad_current = room_like(sums, steps, torch.float32)
-    grad_spikes = laid_out_as(grad_spikes, sums)
+    grad_current, lasting = room_like(sums, steps, torch.float32), len(sums) == 1
+    grad_spikes, gradient = laid_out_as(grad_spikes, sums), room_like(sums, 1, torch.float32) if lasting else grad_current
+    of_norm = room_like(sums, 2, torch.float32) if moments else None
     to_threshold = torch.empty_like(grad_current[0]) if learns_threshold else None
     to_leak = torch.empty_like(grad_current[0]) if learns_leak else None
     size, *shape = _shape_arguments(sums, threshold)
     norm = (moments.mean, moments.scale, moments.weight, moments.bias) if moments else (None,) * 4
     _backward[(triton.cdiv(size, _BLOCK),)](
-        sums, *norm, threshold, grad_spikes, grad_current, to_threshold, to_leak, size, *shape, steps, leak, neuron.v0, neuron.v_reset,
-        neuron.reset_by, surrogate=neuron.surrogate, normed=moments is not None, lasting=len(sums) == 1, subtracts=neuron.reset == "subtract", once=once,
+        sums, *norm, threshold, grad_spikes, grad_current, gradient, of_norm, to_threshold, to_leak, size, *shape, steps, leak, neuron.v0, neuron.v_reset,
+        neuron.reset_by, surrogate=neuron.surrogate, normed=moments is not None, lasting=lasting, subtracts=neuron.reset == "subtract", once=once,
         learns_threshold=learns_threshold, learns_leak=learns_leak, block=_BLOCK,
     )  # fmt: skip
-    gradient = grad_current if len(sums) == steps else grad_current.sum(0, keepdim=True)
-    return *(moments.backward(gradient, sums) if moments else (gradient.to(sums.dtype), None, None)), to_threshold, to_leak
+    if moments is None:
+        return gradient.to(sums.dtype), None, None, to_threshold, to_leak
+    assert of_norm is not None
+    totals = of_norm.sum([axis for axis in range(1, of_norm.dim()) if axis != 2])
+    to_sums = gradient if sums.dtype == torch.float32 else room_like(sums, len(sums), sums.dtype)
+    _through_norm[(triton.cdiv(size, _BLOCK),)](
+        sums, moments.mean, moments.scale, moments.weight, totals, gradient, to_sums, size, *shape[:2], len(sums), block=_BLOCK
+    )
+    to_weight = totals[1] * moments.scale if moments.weight is not None else None
+    return to_sums, to_weight, totals[0] if moments.bias is not None else None, to_threshold, to_leak
