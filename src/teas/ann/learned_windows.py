@@ -54,8 +54,7 @@ class WindowLearner:
         if set(self.costs) != set(self.layers) or not all(0 < cost < math.inf for cost in self.costs.values()):
             raise TeasError(f"every layer needs a cost above 0; got {self.costs} for the layers {', '.join(self.layers)}")
         self._state = {name: layer.learn_steps() for name, layer in self.layers.items()}
-        some = next(iter(self._state.values()))[1]
-        self._prices = torch.tensor([self.costs[name] for name in self._state], device=some.device)
+        self._costs = next(gain for _, gain in self._state.values()).new_tensor([self.costs[name] for name in self._state])
         self.assign()
 
     @torch.no_grad()
@@ -64,7 +63,7 @@ class WindowLearner:
         steps, gains = (torch.stack([pair[kind].detach() for pair in self._state.values()]) for kind in (0, 1))
         found = [parameter.grad for parameter, _ in self._state.values()]
         gradients = torch.stack([torch.zeros_like(gains[0]) if gradient is None else gradient for gradient in found])
-        gains.mul_(_MEMORY).sub_(gradients / self._prices, alpha=1 - _MEMORY)
+        gains.mul_(_MEMORY).sub_(gradients / self._costs, alpha=1 - _MEMORY)
         steps.mul_((rate * (gains / gains.abs().mean().clamp_min(1e-30)).clamp(-2, 2)).exp())
         for (parameter, gain), moved in zip(self._state.values(), gains, strict=True):
             parameter.grad = None

@@ -104,7 +104,7 @@ def _backward(  # type: ignore[no-untyped-def]
         row += size
     after, charging = tl.zeros_like(theta), tl.zeros_like(theta)  # gradients of the potential after the reset, and of what step t + 1 charges
     to_threshold, to_leak, to_shift, to_factor = tl.zeros_like(theta), tl.zeros_like(theta), tl.zeros_like(theta), tl.zeros_like(theta)
-    if normed:
+    if normed:  # what the norm's shift and factor get from this neuron, summed over its channel later
         centre = tl.load(mean + channel, mask=inside, other=0.0)
     for back in range(steps):
         t = steps - 1 - back
