@@ -119,9 +119,8 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("averaged", [0.0, 0.9])
-def test_an_interrupted_training_resumes_to_the_same_bits(averaged, tmp_path):
-    recipe, teacher = Recipe(epochs=3, rate=0.05, distillation=0.5, averaged=averaged), Net().eval()
+def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path):
+    recipe, teacher = Recipe(epochs=3, rate=0.05, distillation=0.5), Net().eval()
     whole = student()
     history = train(whole, samples(), recipe, teacher=teacher, seed=3)
     assert history[-1].loss < history[0].loss
@@ -140,30 +139,6 @@ def test_an_interrupted_training_resumes_to_the_same_bits(averaged, tmp_path):
     (tmp_path / "half.safetensors").write_bytes(b"broken")
     with pytest.raises(teas.TeasError, match="delete it"):
         train(student(), samples(), recipe, teacher=teacher, seed=3, checkpoint=tmp_path / "half.safetensors")
-
-
-@pytest.mark.parametrize("budget", [None, 4])
-def test_the_last_weights_are_averaged_and_batch_norms_fit_the_average(budget, monkeypatch):
-    net, seen, plain = student(), [], torch.optim.SGD.step
-
-    def watched(self, *arguments):
-        plain(self, *arguments)
-        seen.append((self.param_groups[0]["lr"], {name: value.detach().clone() for name, value in net.named_parameters()}))
-
-    monkeypatch.setattr(torch.optim.SGD, "step", watched)
-    data = samples()
-    train(net, data, Recipe(epochs=2, rate=0.05, averaged=0.5, window_share=0.3), budget=budget)
-    rates, weights = zip(*seen, strict=True)
-    assert len(set(rates[6:])) == 1  # from the middle of twelve steps on the rate stays
-    assert rates[5] > rates[6] > 0.01
-    for name, value in net.named_parameters():
-        torch.testing.assert_close(value.detach(), torch.stack([each[name] for each in weights[6:]]).mean(0))
-    with torch.no_grad():
-        sums = torch.cat([F.conv2d(inputs, net.one.weight, net.one.bias, padding=1) for inputs, _ in data])
-    torch.testing.assert_close(net.norm.running_mean, sums.mean((0, 2, 3)))
-    assert net.training
-    with pytest.raises(teas.TeasError, match="one network"):
-        Recipe(averaged=0.5, together=(2, 4))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

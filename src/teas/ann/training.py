@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.data import DataLoader
 
 from teas.ann.learned_windows import WindowLearner
@@ -34,8 +33,6 @@ Network = Callable[[Tensor], Tensor]
 class Recipe:
     """How an ANN is trained: stochastic gradient descent with Nesterov momentum, a linear warm-up, then a cosine to zero.
 
-    averaged: share of the steps, at the end, whose weights are averaged (SWA, Izmailov et al., UAI 2018); the cosine stops where they begin, and batch norms
-    are measured again for the average, in one more pass.
     warmup: share of the steps. smoothing: of the labels. distillation: weight of the teacher's answer in the loss, the rest is the labels', both
     softened by `temperature` where they are compared. mixup: `α` of the Beta distribution that mixes each input with another of its batch (Zhang et
     al., ICLR 2018), 0 for none; a teacher answers to the same mixtures, so that it is matched between the images too (Beyer et al., CVPR 2022).
@@ -52,7 +49,6 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: float = 0.05
-    averaged: float = 0.0
     smoothing: float = 0.0
     distillation: float = 0.0
     temperature: float = 2.0
@@ -74,15 +70,12 @@ class Recipe:
             raise TeasError(f"window_rate is {self.window_rate}; it must be above 0")
         if not 0 < self.temperature < math.inf or not 0 <= self.mixup < math.inf:
             raise TeasError(f"temperature must be above 0 and mixup at least 0; got temperature {self.temperature} and mixup {self.mixup}")
-        for name in ("warmup", "averaged", "smoothing", "distillation", "window_share"):
+        for name in ("warmup", "smoothing", "distillation", "window_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TeasError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
-        if self.averaged and self.together:
-            raise TeasError("averaged is for one network; leave it out, or recipe.together")
 
     def rate_at(self, progress: float) -> float:
         """Learning rate after this share of all steps."""
-        progress = min(progress, 1 - self.averaged)
         if progress < self.warmup:
             return self.rate * progress / self.warmup
         return self.rate * (1 + math.cos(math.pi * (progress - self.warmup) / max(1 - self.warmup, 1e-9))) / 2
@@ -128,9 +121,7 @@ def train(
     device = next(model.parameters()).device
     learner = None if budget is None else WindowLearner(model, budget, costs)
     optimizer = torch.optim.SGD(_groups(model, recipe.weight_decay), recipe.rate, recipe.momentum, nesterov=recipe.momentum > 0)
-    average = AveragedModel(model) if recipe.averaged else None
-    averaging = (lambda: average.update_parameters(model)) if average else None
-    history = _restore(model, optimizer, average, checkpoint, recipe, seed) if checkpoint else []
+    history = _restore(model, optimizer, checkpoint, recipe, seed) if checkpoint else []
     if learner and history:
         learner.assign()
     model.to(memory_format=torch.channels_last)
@@ -140,40 +131,23 @@ def train(
         networks = {window: torch.compile(network, dynamic=False) for window, network in networks.items()}
     answer = torch.compile(teacher, dynamic=False) if recipe.compiled and teacher is not None else teacher
     for number in range(len(history), recipe.epochs):
-        _begin_epoch(data, seed, number)
+        torch.manual_seed(seed * 1_000_003 + number)  # each epoch draws its own numbers, so that a resumed run draws the same
+        if hasattr(data.sampler, "set_epoch"):
+            data.sampler.set_epoch(number)
         batches = progress(data, f"epoch {number + 1}/{recipe.epochs}")
         model.train()
-        epoch = _run_epoch(networks, optimizer, batches, len(data), recipe, answer, number, device, learner, averaging)
+        epoch = _run_epoch(networks, optimizer, batches, len(data), recipe, answer, number, device, learner)
         if not math.isfinite(epoch.loss) or not all(value.isfinite().all() for value in model.state_dict().values()):
             raise TeasError(
                 f"the training diverged in epoch {number + 1} (loss {epoch.loss:g}, or weights that are not finite); lower the rate ({recipe.rate:g})"
             )
         history.append(epoch)
         if checkpoint:
-            _save(model, optimizer, average, checkpoint, recipe, seed, history)
+            _save(model, optimizer, checkpoint, recipe, seed, history)
         on_epoch(epoch)
     if learner:
         learner.finish()
-    if average and average.n_averaged:
-        _begin_epoch(data, seed, recipe.epochs)
-        _settle(model, average, data, device)
     return history
-
-
-def _begin_epoch(data: DataLoader[Any], seed: int, number: int) -> None:
-    """Each epoch draws its own numbers, so that a resumed run draws the same."""
-    torch.manual_seed(seed * 1_000_003 + number)
-    if hasattr(data.sampler, "set_epoch"):
-        data.sampler.set_epoch(number)
-
-
-@torch.no_grad()
-def _settle(model: nn.Module, average: AveragedModel, data: DataLoader[Any], device: torch.device) -> None:
-    """Give the network its averaged parameters, and batch norms the statistics that belong to these."""
-    averaged = dict(average.module.named_parameters())
-    for name, parameter in model.named_parameters():
-        parameter.copy_(averaged[name])
-    update_bn(data, model, device)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -187,7 +161,7 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 def _run_epoch(
     networks: dict[int, Network], optimizer: torch.optim.SGD, data: Iterable[Any], steps: int, recipe: Recipe, teacher: Network | None, number: int,
-    device: torch.device, learner: WindowLearner | None, averaging: Callable[[], None] | None,
+    device: torch.device, learner: WindowLearner | None,
 ) -> AnnEpoch:  # fmt: skip
     # Totals stay on the device: to read one is to wait for it, and a GPU would run dry at every step.
     totals, seen = torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device), 0
@@ -210,8 +184,6 @@ def _run_epoch(
         optimizer.step()
         if learner and done < recipe.window_share:
             learner.update(recipe.window_rate)
-        if averaging and done >= 1 - recipe.averaged:
-            averaging()
         totals[1] += (logits.detach().argmax(1) == labels).sum()
         totals[2] += (labels != UNLABELLED).sum()
         seen += len(labels)
@@ -262,15 +234,14 @@ def _loss(logits: Tensor, labels: Tensor, share: float, answer: Tensor | None, r
     return (1 - recipe.distillation) * truth + recipe.distillation * temperature**2 * softened
 
 
-def _save(model: nn.Module, optimizer: torch.optim.SGD, average: AveragedModel | None, path: Path, recipe: Recipe, seed: int, history: list[AnnEpoch]) -> None:
+def _save(model: nn.Module, optimizer: torch.optim.SGD, path: Path, recipe: Recipe, seed: int, history: list[AnnEpoch]) -> None:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in model.named_parameters() if optimizer.state[p]}
-    tensors |= {f"average.{name}": value for name, value in average.state_dict().items()} if average else {}
     header = {"recipe": asdict(recipe), "seed": seed, "history": [asdict(epoch) for epoch in history]}
     write_atomically(path, save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, metadata={"teas": json.dumps(header)}))
 
 
-def _restore(model: nn.Module, optimizer: torch.optim.SGD, average: AveragedModel | None, path: Path, recipe: Recipe, seed: int) -> list[AnnEpoch]:
+def _restore(model: nn.Module, optimizer: torch.optim.SGD, path: Path, recipe: Recipe, seed: int) -> list[AnnEpoch]:
     """Continue from a checkpoint of this training, if there is one."""
     if not path.exists():
         return []
@@ -285,8 +256,6 @@ def _restore(model: nn.Module, optimizer: torch.optim.SGD, average: AveragedMode
     if written != json.loads(json.dumps(asdict(recipe))) or header.get("seed") != seed:
         raise TeasError(f"{path} was written with another recipe or seed; use another output folder, or the settings it was started with")
     model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
-    if average:
-        average.load_state_dict({name.removeprefix("average."): value for name, value in tensors.items() if name.startswith("average.")})
     for name, parameter in model.named_parameters():
         if f"momentum.{name}" in tensors:
             optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter.device)
