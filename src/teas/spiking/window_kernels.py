@@ -104,8 +104,7 @@ def _backward(  # type: ignore[no-untyped-def]
         row += size
     after, charging = tl.zeros_like(theta), tl.zeros_like(theta)  # gradients of the potential after the reset, and of what step t + 1 charges
     to_threshold, to_leak, to_shift, to_factor = tl.zeros_like(theta), tl.zeros_like(theta), tl.zeros_like(theta), tl.zeros_like(theta)
-    if normed:  # what the norm's shift and factor get from this neuron, summed over its channel later
-        centre = tl.load(mean + channel, mask=inside, other=0.0)
+    centre = tl.load(mean + channel, mask=inside, other=0.0) if normed else 0.0
     for back in range(steps):
         t = steps - 1 - back
         row -= size
@@ -126,14 +125,12 @@ def _backward(  # type: ignore[no-untyped-def]
         if not lasting:
             tl.store(grad_current + row, charging, mask=inside)
         to_shift += charging
-        if normed and not lasting:
-            to_factor += charging * (tl.load(sums + row, mask=inside, other=0.0).to(tl.float32) - centre)
+        if normed:
+            to_factor += charging * (tl.load(sums + (at if lasting else row), mask=inside, other=0.0).to(tl.float32) - centre)
         after = leak * charging
     if lasting:
         tl.store(grad_sums + at, to_shift, mask=inside)
-    if normed:
-        if lasting:
-            to_factor = to_shift * (tl.load(sums + at, mask=inside, other=0.0).to(tl.float32) - centre)
+    if normed:  # summed over the channel later
         tl.store(grad_norm + at, to_shift, mask=inside)
         tl.store(grad_norm + size + at, to_factor, mask=inside)
     if learns_threshold:
