@@ -88,6 +88,40 @@ def run_two_phase(layer, trains):
     return result
 
 
+def run_radix(layer, trains):
+    """Two phases in binary digits: potentials double before each step's input, and the threshold halves after each step of firing.
+
+    A train of S steps says up to 2^S - 1, so its current is scaled by (2^T' - 1)/(2^S - 1); analog input and bias come at each of the T' steps.
+    """
+    result = []
+    for j, theta in enumerate(layer["threshold"]):
+        v = Fraction(0)
+        for _ in range(layer["window"]):
+            v = 2 * v + layer["bias"][j]
+        v += layer["v0"] * theta
+        for source, weights in layer["inputs"]:
+            arrived = Fraction(0)
+            for now in trains[source]:
+                arrived = 2 * arrived + sum(w * s for w, s in zip(weights[j], now, strict=True))
+            v += Fraction(2 ** layer["window"] - 1, 2 ** len(trains[source]) - 1) * arrived
+        reached, spikes, fired = theta * 2 ** (layer["window"] - 1), [], []
+        for _ in range(layer["window"]):
+            spikes.append(1 if v >= reached else 0)
+            if spikes[-1]:
+                fired.append(v)
+                v -= reached
+            reached /= 2
+        result.append({"spikes": spikes, "fired": fired, "residual": v, "threshold": theta})
+    return result
+
+
+def said(spikes, code):
+    """What a train says, and the most that it could say."""
+    if code == "radix":
+        return sum(s * 2 ** (len(spikes) - 1 - t) for t, s in enumerate(spikes)), 2 ** len(spikes) - 1
+    return sum(spikes), len(spikes)
+
+
 def run(layers, sample, options):
     """Every layer's neurons for one sample, and the logits of the last layer."""
     done = {}
@@ -102,10 +136,10 @@ def run(layers, sample, options):
             else:
                 trains[source] = list(zip(*[retimed_train(neuron, layer["window"], options) for neuron in done[source]], strict=True))
         if options["firing"] == "two_phase":
-            done[layer["name"]] = run_two_phase(layer, trains)
+            done[layer["name"]] = (run_radix if options["code"] == "radix" else run_two_phase)(layer, trains)
         else:
             done[layer["name"]] = run_immediate(layer, trains, options["code"] == "first_spike")
     last = done[layers[-1]["name"]]
-    if options["code"] == "rate":
-        return done, [Fraction(sum(neuron["spikes"]), len(neuron["spikes"])) for neuron in last]
+    if options["code"] in ("rate", "radix"):
+        return done, [Fraction(*said(neuron["spikes"], options["code"])) for neuron in last]
     return done, [-(neuron["spikes"].index(1) if 1 in neuron["spikes"] else len(neuron["spikes"])) for neuron in last]

@@ -138,7 +138,7 @@ def test_damage_is_measured_where_asked_and_agreement_with_the_ann_can_be_expect
     ("changes", "message"),
     [
         (("conversion.damage_windows=[2, 64]",), "all shorter than the full one"),
-        (("conversion.damage_windows=[]",), "windows of at least one step"),
+        (("conversion.damage_windows=[0, 2]",), "windows of at least one step"),
         (("conversion.means=[300]",), "longest is 255; it must be at least the largest"),
         (("conversion.longest=100000",), "at most 65536"),
         (("expect.points=[[8.0]]",), "a point is a mean window"),

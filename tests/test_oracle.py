@@ -53,17 +53,19 @@ def dyadic(low, high, denominator):
 
 
 @st.composite
-def networks(draw, firing):
+def networks(draw, firing, code="rate"):
     windows = st.sampled_from([1, 2, 4, 8]) if firing == "two_phase" else st.integers(1, 7)  # T'/T must be exact to be compared exactly
-    layers = []
-    for index in range(draw(st.integers(1, 4))):
+    depth, layers = draw(st.integers(1, 4)), []
+    steps = draw(st.lists(windows, min_size=depth, max_size=depth))
+    steps = sorted(steps) if code == "radix" else steps  # 1, 3, 15 and 255 levels, of which only the larger are multiples of the smaller
+    for index in range(depth):
         earlier = ["input", *[layer["name"] for layer in layers]]
         sources = draw(st.lists(st.sampled_from(earlier), min_size=1, max_size=2, unique=True))
         matrix = st.lists(st.lists(dyadic(-2, 2, 4), min_size=WIDTH, max_size=WIDTH), min_size=WIDTH, max_size=WIDTH)
         layers.append(
             {
                 "name": f"l{index}",
-                "window": draw(windows),
+                "window": steps[index],
                 "inputs": [(source, draw(matrix)) for source in sources],
                 "bias": draw(st.lists(dyadic(-1, 1, 4), min_size=WIDTH, max_size=WIDTH)),
                 "threshold": draw(st.lists(st.sampled_from([Fraction(1), Fraction(3, 4), Fraction(2)]), min_size=WIDTH, max_size=WIDTH)),
@@ -99,7 +101,8 @@ def compare(layers, samples, options):
             assert record is not None
             for j, neuron in enumerate(done[layer["name"]]):
                 assert record.spikes[:, index, j].tolist() == neuron["spikes"]
-                assert record.count[index, j].item() == sum(neuron["spikes"])
+                assert record.count[index, j].item() == oracle.said(neuron["spikes"], options["code"])[0]
+                assert record.sent[index, j].item() == sum(neuron["spikes"])
                 assert record.residual[index, j].item() == float(neuron["residual"])
                 mean = sum(neuron["fired"]) / len(neuron["fired"]) if neuron["fired"] else 0
                 assert record.firing_potential[index, j].item() == pytest.approx(float(mean), rel=1e-12)
@@ -111,6 +114,7 @@ RATE = [
     for layout in ("first", "even")
 ]
 TWO_PHASE = [{**RATE[0], "firing": "two_phase"}]
+RADIX = [{**TWO_PHASE[0], "code": "radix"}]
 FIRST_SPIKE = [
     {"code": "first_spike", "firing": "immediate", "transform": transform, "layout": "first", "rounding": rounding, "encoding": encoding}
     for transform in ("firing_potential", "linear")
@@ -119,11 +123,11 @@ FIRST_SPIKE = [
 ]
 
 
-@pytest.mark.parametrize("options", RATE + TWO_PHASE + FIRST_SPIKE, ids=lambda o: "-".join(dict.fromkeys(o.values())))
+@pytest.mark.parametrize("options", RATE + TWO_PHASE + RADIX + FIRST_SPIKE, ids=lambda o: "-".join(dict.fromkeys(o.values())))
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_network_equals_oracle(options, data):
-    layers, samples = data.draw(networks(options["firing"]))
+    layers, samples = data.draw(networks(options["firing"], options["code"]))
     compare(layers, samples, options)
 
 

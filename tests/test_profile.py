@@ -69,7 +69,7 @@ def test_correlation_is_printed_even_against_the_paper():
             def make(_):
                 from types import SimpleNamespace
 
-                from teas.spiking.network import Semantics
+                from teas.spiking.semantics import Semantics
 
                 return SimpleNamespace(semantics=Semantics())
 

@@ -23,8 +23,11 @@ from teas.exchange.onnx_export import to_onnx
 from teas.exchange.sinabs import from_sinabs
 from teas.exchange.snntorch import from_snntorch
 from teas.exchange.spikingjelly import from_spikingjelly, to_spikingjelly
-from teas.spiking.network import LayerRecord, Output, Semantics, SpikingNetwork
+from teas.spiking.network import SpikingNetwork
 from teas.spiking.neuron import IF, LIF
+from teas.spiking.radix import to_radix
+from teas.spiking.record import LayerRecord, Output
+from teas.spiking.semantics import Semantics
 from teas.spiking.time_windows import TimeWindows
 
 __all__ = [
@@ -69,5 +72,6 @@ __all__ = [
     "save_network",
     "to_nir",
     "to_onnx",
+    "to_radix",
     "to_spikingjelly",
 ]

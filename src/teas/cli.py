@@ -169,18 +169,21 @@ def run(
 def evaluate(
     folder: Subject,
     windows: Windows = None,
+    radix: Annotated[bool, typer.Option("--radix", help="Counts in binary digits: as few steps as say its levels, or --windows of these.")] = False,
     data: DataFolder = None,
     held_out: Annotated[bool, typer.Option("--held-out", help="On the images held out of the training set instead of the test images.")] = False,
     as_json: JSON = False,
 ) -> None:
     """Evaluate the network of a run, or a converted one, on its test data, at its own windows or at others."""
+    from teas.spiking.radix import to_radix
     from teas.study import data as datasets
     from teas.study.experiment import EVALUATION_BATCH
     from teas.study.metrics import evaluate as measure
     from teas.study.subject import open_subject
 
     subject = open_subject(folder, data)
-    network, images = subject.make(subject.windows(windows)), subject.data.validation if held_out else subject.data.test
+    network, images = subject.make(subject.windows(None if radix else windows)), subject.data.validation if held_out else subject.data.test
+    network = to_radix(network, subject.windows(windows) if windows else None) if radix else network
     found = measure(network, datasets.loader(images, EVALUATION_BATCH), subject.experiment.seeds[0])
     if as_json:
         print(json.dumps(asdict(found)))

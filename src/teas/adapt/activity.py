@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from teas.errors import TeasError
+from teas.spiking.coding import spikes_of
 from teas.spiking.network import SpikingNetwork
 
 
@@ -16,9 +17,9 @@ from teas.spiking.network import SpikingNetwork
 class LayerActivity:
     """What a layer did over a data set.
 
-    activity: `Act(l)`, mean over samples and neurons of `count / T_l` (Eq. 2), in [0, 1]. spikes: per sample, summed over the layer.
+    activity: `Act(l)`, mean over samples and neurons of spikes a step (Eq. 2), in [0, 1]. spikes: per sample, summed over the layer.
     silent, saturated: share of neurons and samples with no spike, and with one at every step. neurons: size of the layer.
-    histogram: share of neurons and samples with each spike count, from 0 to `T_l`.
+    histogram: share of neurons and samples with each count, from 0 to `T_l` (radix code: `2^T_l - 1`).
     """
 
     activity: float
@@ -34,21 +35,21 @@ def measure_activity(network: SpikingNetwork, batches: Iterable[tuple[Tensor, Te
     """Activity of every spiking layer over batches of `(inputs, labels)`, in evaluation mode; raises `TeasError` for no data."""
     training = network.training
     network.eval()
-    histograms = {layer: torch.zeros(network.windows[layer] + 1, dtype=torch.int64) for layer in network.spiking_layers}
+    histograms = {layer: torch.zeros(network.levels[layer] + 1, dtype=torch.int64) for layer in network.spiking_layers}
     neurons: dict[str, int] = {}
     samples = 0
     for inputs, _ in batches:
         samples += len(inputs)
         for layer, record in network(inputs).record.items():
             neurons[layer] = record.count[0].numel()
-            histograms[layer] += torch.bincount(record.count.flatten().long(), minlength=record.window + 1).cpu()
+            histograms[layer] += torch.bincount(record.count.flatten().long(), minlength=network.levels[layer] + 1).cpu()
     network.train(training)
     if samples == 0:
         raise TeasError("measuring activity needs at least one sample; the data is empty")
     result = {}
     for layer, histogram in histograms.items():
         trains, window = samples * neurons[layer], network.windows[layer]
-        spikes = int((histogram * torch.arange(window + 1)).sum())
+        spikes = int((histogram * spikes_of(torch.arange(len(histogram)), window, network.semantics.code)).sum())
         result[layer] = LayerActivity(
             activity=spikes / (trains * window),
             spikes=spikes / samples,

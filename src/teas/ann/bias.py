@@ -45,7 +45,7 @@ def correct_biases(network: SpikingNetwork, means: Mapping[str, Tensor], batches
 
 def _rates(emission: Emission) -> Tensor:
     """A layer's rates in units of the ANN's activation, `θ·n/T`."""
-    return emission.threshold * emission.count / emission.window
+    return emission.threshold * emission.rate
 
 
 def channel_means(values: Tensor) -> Tensor:

@@ -20,10 +20,12 @@ from teas.ann.thresholds import METHODS, OUTPUT, Samples, fit, fits
 from teas.ann.tuning import tune
 from teas.ann.unfolding import unfold
 from teas.errors import TeasError, check_choice
+from teas.spiking.coding import levels_of
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.neuron import IF, Amplitude
 from teas.spiking.time_windows import TimeWindows
 
+TRAINABLE = ("rate", "radix")  # codes of quantised activations
 _PROBE, _SUSPICIOUS = 64, 0.25
 _KEPT_VALUES = 2_000_000  # input values kept for bias correction: 650 images of CIFAR, 16 of ImageNet
 _HELD_OUT = 16  # inputs to choose thresholds on, where those are chosen by the output
@@ -89,30 +91,34 @@ class Conversion:
     def at(self, windows: TimeWindows | Mapping[str, int] | int, *, bias_correction: bool = False, **semantics: Any) -> SpikingNetwork:
         """The spiking network at these windows; synaptic weights are shared between all networks of a conversion.
 
-        Two-phase firing by default, so that each layer is a uniform quantiser of its activation: `θ/T · clip(floor(v0 + T·a/θ), 0, T)`.
+        Two-phase firing by default, so that each layer is a uniform quantiser of its activation: `θ/T · clip(floor(v0 + T·a/θ), 0, T)`, under the radix
+        code (`code="radix"`) with `2^T - 1` for `T`. A network of quantised activations has the code that it was trained for.
         bias_correction: copy the weights, and shift biases by what the rates miss of the ANN's mean activations on calibration inputs.
         """
         steps = TimeWindows.uniform(self.layers, windows) if isinstance(windows, int) else TimeWindows(dict(windows))
         steps.validate(self.layers)
+        code = semantics.setdefault("code", self._code)
         neurons: dict[str, nn.Module] = {}
         for activation in self._activations:
             v0 = self._v0 if activation.quantised is None else activation.quantised.v0
-            fire = IF(self._threshold(activation, steps[activation.name]), reset="subtract", v0=v0)
+            fire = IF(self._threshold(activation, levels_of(steps[activation.name], code)), reset="subtract", v0=v0)
             neurons |= {activation.name: fire, f"{activation.name}_amplitude": Amplitude(fire.threshold)}
         module = _with_modules(self._graph, neurons).to(self._batches[0].device).eval()
         network = SpikingNetwork(module, steps, **{"firing": "two_phase", **semantics}).eval()
         return correct_biases(network, self._means(), self._batches) if bias_correction else network
 
-    def trainable(self, windows: TimeWindows | Mapping[str, int] | int, *, start: SpikingNetwork | None = None) -> nn.Module:
+    def trainable(self, windows: TimeWindows | Mapping[str, int] | int, *, start: SpikingNetwork | None = None, code: str = "rate") -> nn.Module:
         """A copy of the ANN for any training loop, its activations quantised as these windows make them, with thresholds that learn.
 
         Batch norms are kept, to be folded when the trained copy is converted in its turn: `convert(copy, calibration).at(windows)` spikes
         exactly as often as the copy's activations say, and one step of training costs one pass whatever the windows are.
         start: a converted network of the same architecture, trained before, whose weights and thresholds the copy takes instead (see `unfold`).
+        code: `rate`, or `radix`.
         """
+        check_choice("code", code, TRAINABLE)
         steps = TimeWindows.uniform(self.layers, windows) if isinstance(windows, int) else TimeWindows(dict(windows))
         steps.validate(self.layers)
-        student = self._student(steps, fold=False)
+        student = self._student(steps, code, fold=False)
         if start:
             unfold(student, start, self._batches)
             set_windows(student, steps)
@@ -125,46 +131,55 @@ class Conversion:
         *,
         epochs: int = 20,
         rate: float = 1e-2,
+        code: str = "rate",
     ) -> Conversion:
         """This conversion with thresholds and biases fitted by gradient to the ANN's logits, for these windows: take `.at(windows)` of it.
 
         calibration: batches as for `convert`, of 8 to 32 inputs, a few hundred in all, without labels; an epoch takes about four times as long as
-        one pass of the ANN. rate: of the logarithm of thresholds, under Adam. Synaptic weights stay. `teas.ann.tuning.tune` has the equation.
-        Raises `TeasError` for windows or calibration that do not fit.
+        one pass of the ANN. rate: of the logarithm of thresholds, under Adam. code: `rate`, or `radix`. Synaptic weights stay.
+        `teas.ann.tuning.tune` has the equation. Raises `TeasError` for windows or calibration that do not fit.
         """
+        check_choice("code", code, TRAINABLE)
         steps = TimeWindows.uniform(self.layers, windows) if isinstance(windows, int) else TimeWindows(dict(windows))
         steps.validate(self.layers)
         batches = [(batch if isinstance(batch, Tensor) else batch[0]).to(self._batches[0].device) for batch in calibration]
-        student = self._student(steps, fold=True).eval()
+        student = self._student(steps, code, fold=True).eval()
         tune(student, copy.deepcopy(self._ann).eval(), batches, epochs, rate)
         return convert(student, batches, v0=self._v0)
 
-    def _student(self, windows: TimeWindows, fold: bool) -> fx.GraphModule:
+    def _student(self, windows: TimeWindows, code: str, fold: bool) -> fx.GraphModule:
         """A copy of the ANN, its activations quantised as these windows make them."""
         graph = traced(self._ann, fold=fold)
         activations = {found.name: found for found in find_activations(graph, amplitudes=False)}
         graph.delete_all_unused_submodules()
-        quantisers = {name: QuantisedReLU(self._threshold(found, windows[name]), windows[name], self._v0) for name, found in activations.items()}
+        quantisers = {
+            name: QuantisedReLU(self._threshold(found, levels_of(windows[name], code)), windows[name], self._v0, code) for name, found in activations.items()
+        }
         return _with_modules(graph, quantisers).to(self._batches[0].device)
 
-    def _threshold(self, activation: Activation, window: int) -> Tensor:
-        """The threshold of a layer at a window: the one that was learned, or else fitted to the samples."""
+    @property
+    def _code(self) -> str:
+        """What quantised activations were trained for."""
+        return next((activation.quantised.code for activation in self._activations if activation.quantised), "rate")
+
+    def _threshold(self, activation: Activation, levels: int) -> Tensor:
+        """The threshold of a layer with so many levels: the one that was learned, or else fitted to the samples."""
         if activation.quantised is not None:
             return activation.quantised.threshold.detach().clamp_min(SMALLEST)
-        key = (activation.name, window)
+        key = (activation.name, levels)
         if key not in self._fitted:
             samples, options = self._samples[activation.name], {**self._options, "ceiling": activation.ceiling}
-            found = fits(samples, window, **options) if self._method == OUTPUT else [fit(samples, window, self._method, **options)]
-            self._fitted[key] = found[0] if len(found) == 1 else min(found, key=lambda threshold: self._output_error(activation, threshold, window))
+            found = fits(samples, levels, **options) if self._method == OUTPUT else [fit(samples, levels, self._method, **options)]
+            self._fitted[key] = found[0] if len(found) == 1 else min(found, key=lambda threshold: self._output_error(activation, threshold, levels))
         return self._fitted[key]
 
     @torch.no_grad()
-    def _output_error(self, activation: Activation, threshold: Tensor, window: int) -> float:
+    def _output_error(self, activation: Activation, threshold: Tensor, levels: int) -> float:
         """The squared error of the ANN's output on inputs that no threshold was fitted to, when this layer alone is quantised."""
         exact: dict[str, nn.Module] = {a.name: a.quantised or nn.Hardtanh(0.0, a.ceiling) for a in self._activations}
         if not self._answers:
             self._answers = [_with_modules(self._graph, exact).eval()(inputs) for inputs in self._held_out]
-        changed = _with_modules(self._graph, exact | {activation.name: QuantisedReLU(threshold, window, self._v0)}).eval()
+        changed = _with_modules(self._graph, exact | {activation.name: QuantisedReLU(threshold, levels, self._v0)}).eval()
         return sum(float((changed(inputs) - answer).square().sum()) for inputs, answer in zip(self._held_out, self._answers, strict=True))
 
     @torch.no_grad()
@@ -176,7 +191,7 @@ class Conversion:
         for activation in self._activations:
             name, found, wanted = activation.name, record[activation.name], activations[activation.name]
             threshold = network.neurons(name).threshold_for(found.count)
-            error = (threshold * found.count / found.window - wanted).norm() / wanted.norm().clamp_min(1e-12)
+            error = (threshold * found.rate - wanted).norm() / wanted.norm().clamp_min(1e-12)
             mean_threshold = float(network.neurons(name).threshold.mean())
             rows.append(LayerReport(name, activation.kind, wanted[0].numel(), mean_threshold, found.window, float(found.activity), float(error)))
         return rows

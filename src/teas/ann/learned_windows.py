@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from teas.ann.quantised import quantised_activations, set_windows
 from teas.errors import TeasError
 
-LONGEST = 255  # counts up to 255 fit a byte
+LONGEST = {"rate": 255, "radix": 8}  # counts up to 255 fit a byte
 _MEMORY = 0.95  # of the running mean of gradients
 
 
-def whole_steps(steps: Mapping[str, float], costs: Mapping[str, float], budget: float) -> dict[str, int]:
+def whole_steps(steps: Mapping[str, float], costs: Mapping[str, float], budget: float, longest: int = LONGEST["rate"]) -> dict[str, int]:
     """Integers near these steps with `Σ_l cost_l · T_l <= budget` and `1 <= T_l`: all rounded down, then one more where most was cut off and it fits.
 
     Raises `TeasError` for a budget that one step a layer exceeds.
@@ -29,7 +29,7 @@ def whole_steps(steps: Mapping[str, float], costs: Mapping[str, float], budget: 
         layer = max((name for name in whole if whole[name] > 1), key=lambda name: whole[name] - steps[name])
         whole[layer], spent = whole[layer] - 1, spent - costs[layer]
     for layer in sorted(steps, key=lambda name: whole[name] - steps[name]):
-        if spent + costs[layer] <= budget * (1 + 1e-9) and whole[layer] < LONGEST and steps[layer] > whole[layer]:
+        if spent + costs[layer] <= budget * (1 + 1e-9) and whole[layer] < longest and steps[layer] > whole[layer]:
             whole[layer], spent = whole[layer] + 1, spent + costs[layer]
     return whole
 
@@ -37,7 +37,8 @@ def whole_steps(steps: Mapping[str, float], costs: Mapping[str, float], budget: 
 class WindowLearner:
     """Windows of a network of quantised activations as something to learn, at a budget that holds after every step: `Σ_l cost_l · T_l <= budget`.
 
-    The gradient for `T_l` goes straight through the rounding of the activation `a`: `Σ g · (clip(x, 0, θ) - a) / T`. Each `log T_l` grows with the layer's
+    The gradient for `T_l` goes straight through the rounding of the activation `a`: `Σ g · (clip(x, 0, θ) - a) / T`
+    (radix code: `log 2·2^T / (2^T - 1)` for `1/T`). Each `log T_l` grows with the layer's
     gain per cost, `-∂L/∂T_l / cost_l`, over the mean of its size, `rate` at a time; then all are scaled back to the budget, which is the Lagrange
     multiplier solved for. It rests where one more step is worth the same in every layer. Forward passes use `whole_steps`.
     costs: of one step of each layer, e.g. its synaptic operations for energy; 1 without, so that the budget is a sum of windows.
@@ -53,6 +54,7 @@ class WindowLearner:
         self.costs = dict.fromkeys(self.layers, 1.0) if costs is None else dict(costs)
         if set(self.costs) != set(self.layers) or not all(0 < cost < math.inf for cost in self.costs.values()):
             raise TeasError(f"every layer needs a cost above 0; got {self.costs} for the layers {', '.join(self.layers)}")
+        self.longest = LONGEST[next(iter(self.layers.values())).code]
         self._state = {name: layer.learn_steps() for name, layer in self.layers.items()}
         self._costs = next(gain for _, gain in self._state.values()).new_tensor([self.costs[name] for name in self._state])
         self.assign()
@@ -79,7 +81,7 @@ class WindowLearner:
         steps = dict(zip(self._state, values.tolist(), strict=True))  # read at once: a GPU is waited for once, not once a layer
 
         def scaled(factor: float) -> dict[str, float]:
-            return {name: min(max(factor * value, 1.0), float(LONGEST)) for name, value in steps.items()}
+            return {name: min(max(factor * value, 1.0), float(self.longest)) for name, value in steps.items()}
 
         low, high = -12.0, 12.0
         for _ in range(60):
@@ -89,7 +91,7 @@ class WindowLearner:
         found = scaled(math.exp(low))
         for name, (parameter, _) in self._state.items():
             parameter.fill_(found[name])
-        set_windows(self.model, whole_steps(found, self.costs, self.budget))
+        set_windows(self.model, whole_steps(found, self.costs, self.budget, self.longest))
 
     def finish(self) -> None:
         """Leave an ordinary network with the windows that were learned."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from teas.errors import TeasError, check_choice
-from teas.spiking.network import Output, SpikingNetwork
+from teas.spiking.network import SpikingNetwork
+from teas.spiking.record import Output
 
 KEEPS = ("potentials", "counts", "nothing")
 Run = Callable[[Tensor], Output]

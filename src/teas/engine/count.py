@@ -14,14 +14,17 @@ from teas.engine.plan import Compiler, Step, compile_step
 from teas.engine.sharing import Share, share_currents
 from teas.errors import TeasError
 from teas.spiking.coding import encode
-from teas.spiking.network import LayerRecord, Output, Record, SpikingNetwork
-from teas.spiking.neuron import IF
+from teas.spiking.network import SpikingNetwork
+from teas.spiking.neuron import IF, fired_in_two_phases
+from teas.spiking.record import LayerRecord, Output, Record
 from teas.spiking.trace import INPUT, Layer
 
 
 @dataclass(frozen=True)
 class CountEngine:
     """`n = clip(floor((v0·θ + Σz)/θ), 0, T')` with `Σz` from one pass of the synapses on spike counts; cost and memory do not depend on T.
+
+    Under the radix code the largest count is `2^T' - 1` instead of `T'`, and all else is the same.
 
     By default every float32 operation is the reference's own, on the same values in the same memory layout, and so are the counts.
     reorder: fold batch norms, initial potentials and thresholds that are powers of two into the weights before them, and lay images out
@@ -85,6 +88,7 @@ class LayerPlan:
     """A layer ready to run: its steps and its neurons; `frees` names the layers whose counts nobody reads after it."""
 
     share: Share
+    window: int
     compiler: Compiler
     steps: list[Step]
     neurons: IF | None
@@ -98,18 +102,22 @@ class LayerPlan:
     def layer(self) -> Layer:
         return self.share.layer
 
+    @property
+    def code(self) -> str:
+        return self.compiler.network.semantics.code
+
 
 def plan_layer(share: Share, network: SpikingNetwork, engine: CountEngine, keep: str, frees: tuple[str, ...]) -> LayerPlan:
     """Compile one layer, after which nobody reads the counts of `frees`; a readout is left as the reference runs it, on rates."""
     layer = share.layer
     readout = layer.neurons is None
-    window = 1 if readout else network.windows[layer.name]
+    levels = 1 if readout else network.levels[layer.name]
     kind = Int8Compiler if engine.int8 and not readout else Compiler
-    compiler = kind(layer, network, window, reorder=engine.reorder and not readout, contiguous=engine.int8 or (engine.reorder and readout))
-    compiler.counts = {source: network.windows[source] for source in layer.sources if source != INPUT}
+    compiler = kind(layer, network, levels, reorder=engine.reorder and not readout, contiguous=engine.int8 or (engine.reorder and readout))
+    compiler.counts = {source: network.levels[source] for source in layer.sources if source != INPUT}
     compiler.charges, compiler.exports = ({INPUT} & set(layer.sources)) | share.imports, share.exports
     if readout:
-        return LayerPlan(share, compiler, [compile_step(compiler, o) for o in layer.synapses], None, torch.ones(()), None, False, frees)
+        return LayerPlan(share, 0, compiler, [compile_step(compiler, o) for o in layer.synapses], None, torch.ones(()), None, False, frees)
     neurons = network.neurons(layer.name)
     threshold = neurons.threshold.detach()
     direct, summed = compiler.absorbing(layer.current, False), compiler.absorbing(layer.current, True)
@@ -120,7 +128,7 @@ def plan_layer(share: Share, network: SpikingNetwork, engine: CountEngine, keep:
             compiler.divisor = threshold
     steps = [compile_step(compiler, operation) for operation in layer.synapses]
     offset = None if compiler.absorber else neurons.v0 * threshold
-    plan = LayerPlan(share, compiler, steps, neurons, threshold, offset, compiler.divisor is None, frees)
+    plan = LayerPlan(share, network.windows[layer.name], compiler, steps, neurons, threshold, offset, compiler.divisor is None, frees)
     if isinstance(compiler, Int8Compiler) and keep != "potentials" and not share.exports:
         plan.fused = compiler.fuse(steps, threshold, frees if keep == "nothing" else ())
     return plan
@@ -135,9 +143,9 @@ def _run(plans: list[LayerPlan], inputs: Tensor, encoding: str, keep: str) -> Ou
     currents: dict[tuple[str, int], Tensor] = {}
     record: Record = {}
     for plan in plans:
-        window = plan.compiler.window
+        levels = plan.compiler.levels
         values = {source: counts[source] for source in plan.layer.sources if source != INPUT}
-        values |= {name: currents[name, window] for name in plan.share.imports}
+        values |= {name: currents[name, levels] for name in plan.share.imports}
         for source in plan.frees:
             del counts[source]
         if plan.fused is not None:
@@ -146,24 +154,24 @@ def _run(plans: list[LayerPlan], inputs: Tensor, encoding: str, keep: str) -> Ou
             charge = _charge(plan, values, inputs, encoding)
             if plan.neurons is None:
                 return Output(charge, record)
-            currents |= {(name, window): values[name] for name in plan.share.exports}
+            currents |= {(name, levels): values[name] for name in plan.share.exports}
             count, potential = _fire(plan, charge, keep)
         for key in plan.share.frees:
             del currents[key]
         counts[plan.layer.name] = count
         if keep != "nothing":
             record[plan.layer.name] = _recorded(plan, count, potential)
-    return Output(count.to(torch.float32).contiguous() / plan.compiler.window, record)
+    return Output(count.to(torch.float32).contiguous() / plan.compiler.levels, record)
 
 
 def _charge(plan: LayerPlan, values: dict[str, Tensor], inputs: Tensor, encoding: str) -> Tensor:
     """`Σ_t z(t)` of a layer over its window, or the result of a readout."""
-    window = plan.compiler.window
+    levels = plan.compiler.levels
     if INPUT in plan.layer.sources:
         if plan.neurons is None:
             values[INPUT] = inputs
         else:
-            values[INPUT] = inputs * window if encoding == "direct" else encode(inputs, window, encoding).sum(0)
+            values[INPUT] = inputs * levels if encoding == "direct" else encode(inputs, levels, encoding).sum(0)
         if values[INPUT].dim() == 4 and plan.compiler.reorder:
             values[INPUT] = values[INPUT].contiguous(memory_format=torch.channels_last)
     for step in plan.steps:
@@ -188,9 +196,9 @@ def _fire(plan: LayerPlan, charge: Tensor, keep: str) -> tuple[Tensor, Tensor | 
         count = (charge / theta if plan.divide else charge.clone()).floor_()
     else:
         count = (charge.div_(theta) if plan.divide else charge).floor_()
-    count.clamp_(0, plan.compiler.window)
-    if isinstance(plan.compiler, Int8Compiler) and plan.compiler.window <= MAX_BYTE:
-        count = as_bytes(count, plan.compiler.window)
+    count.clamp_(0, plan.compiler.levels)
+    if isinstance(plan.compiler, Int8Compiler) and plan.compiler.levels <= MAX_BYTE:
+        count = as_bytes(count, plan.compiler.levels)
         count = count.contiguous(memory_format=torch.channels_last if count.dim() == 4 else torch.contiguous_format)
     return count, potential
 
@@ -200,8 +208,8 @@ def _recorded(plan: LayerPlan, count: Tensor, potential: Tensor | None) -> Layer
     count = count.to(torch.float32)
     if potential is None:
         empty = count.new_empty(0)
-        return LayerRecord(plan.compiler.window, count, empty, empty)
+        return LayerRecord(plan.window, count, empty, empty, code=plan.code)
     assert plan.neurons is not None
     theta = plan.neurons.threshold_for(potential).detach()
-    fired = count * potential - theta * count * (count - 1) / 2
-    return LayerRecord(plan.compiler.window, count, fired, potential - count * theta)
+    fired = fired_in_two_phases(potential, theta, count, plan.window, plan.code)
+    return LayerRecord(plan.window, count, fired, potential - count * theta, code=plan.code)

@@ -18,7 +18,8 @@ from teas.engine.event_plan import Dense, Shape, terms_of
 from teas.engine.reference import ReferenceEngine
 from teas.errors import TeasError
 from teas.spiking.coding import encode, first_spike_time
-from teas.spiking.network import LayerRecord, Output, SpikingNetwork
+from teas.spiking.network import SpikingNetwork
+from teas.spiking.record import LayerRecord, Output
 from teas.spiking.synapses import run_synapses
 from teas.spiking.trace import INPUT, Layer
 

@@ -13,8 +13,8 @@ from teas.engine import event_kernels as kernels
 from teas.engine.event_layout import LANES, Floats, Layout, aligned, pooled_map
 from teas.engine.event_sources import AT, CHANGES, COLUMNS, FIRST, ROWS, SPIKES, TABLED, TABLES, WORDS, row_room
 from teas.engine.event_trains import add_up, choose_kinds, count_trains, pool_trains, retimed, write_even, write_first
-from teas.spiking.network import Semantics
 from teas.spiking.neuron import Emission
+from teas.spiking.semantics import Semantics
 from teas.spiking.synapses import run_synapses
 from teas.spiking.temporal_transform import retime
 from teas.spiking.trace import INPUT

@@ -151,7 +151,7 @@ class Int8Compiler(Compiler):
         step = _step(weight)
         integers = (weight / step.view(-1, *[1] * (weight.dim() - 1))).to(torch.int8)
         kernel = self.pack(child, integers)
-        step = step.double() * self.window / self.counts[source]
+        step = step.double() * self.levels / self.counts[source]
         self.on_int8[operation.name] = Packed(kernel, source, step, bias)
         scale = step.float()
         return lambda values: kernel(values[source], scale, bias, torch.float32)
@@ -196,17 +196,17 @@ class Int8Compiler(Compiler):
         if name is None and operation is not None and self.is_addition(operation):
             for branch, other in itertools.permutations(operation.inputs):
                 if other in self.counts and self.absorbing(branch, False):
-                    name, added, ratio = self.absorbing(branch, False), other, self.window / self.counts[other]
-        if name is None or name not in self.on_int8 or name != self.absorber or self.window > MAX_BYTE:
+                    name, added, ratio = self.absorbing(branch, False), other, self.levels / self.counts[other]
+        if name is None or name not in self.on_int8 or name != self.absorber or self.levels > MAX_BYTE:
             return None
         if added is not None and (self.counts[added] > MAX_BYTE or not isinstance(self.child(self.operations[name]), nn.Conv2d)):
             return None
         packed, theta = self.on_int8[name], threshold.double().expand(len(self.on_int8[name].step))
         bias = torch.zeros_like(theta) if packed.bias is None else packed.bias.double()
-        whole, own = (packed.step, theta, bias, torch.full_like(theta, ratio)), packed.step * self.counts[packed.source] / self.window
+        whole, own = (packed.step, theta, bias, torch.full_like(theta, ratio)), packed.step * self.counts[packed.source] / self.levels
         unit = _unit(packed.step, *whole)
         unit = _unit(own, *whole) if unit is None else unit
-        reach = self.window + 1 + bias.abs() / theta + (ratio * self.counts[added] / theta if added else 0)
+        reach = self.levels + 1 + bias.abs() / theta + (ratio * self.counts[added] / theta if added else 0)
         if unit is None or bool((6 * reach * theta / unit >= EXACT / 2).any()):
             return None
         scale, shift = (packed.step / theta).float(), self.rounding(bias, unit, theta)
@@ -222,11 +222,11 @@ class Int8Compiler(Compiler):
                 values[step.name] = step.run(values)
             if added is not None and several:  # one scale per channel is more than the kernel can add
                 level = packed.kernel(values[packed.source], scale, upward, torch.float32)
-                level.addcmul_(values[added].float(), amplitude.view(-1, 1, 1)).clamp_(0, self.window)
-                return as_bytes(level, self.window)
+                level.addcmul_(values[added].float(), amplitude.view(-1, 1, 1)).clamp_(0, self.levels)
+                return as_bytes(level, self.levels)
             branch = {} if added is None else {"added": values[added] if may_overwrite else values[added].clone()}
             count = packed.kernel(values[packed.source], scale, shift, torch.uint8, **branch, **extra)
-            return count if self.window == MAX_BYTE else count.clamp_(max=self.window)
+            return count if self.levels == MAX_BYTE else count.clamp_(max=self.levels)
 
         return run
 

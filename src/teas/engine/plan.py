@@ -42,16 +42,16 @@ class Step:
 class Compiler:
     """What is known about a layer while its operations are compiled.
 
-    counts: values that hold raw spike counts, with the window that they were counted in. charges: values in charge of the receiver's window.
+    counts: values that hold raw spike counts, with the largest that each can be. charges: values in charge of the receiver's window.
     fresh: charges that no other value shares memory with, and that may therefore be overwritten.
     exports: charges that later layers read as they are (see `share_currents`).
-    window: T' of the receiver; 1 for a readout, whose sources are rates. reorder: see `CountEngine`.
+    levels: the largest count of the receiver, `T'` under the rate code; 1 for a readout, whose sources are rates. reorder: see `CountEngine`.
     contiguous: undo the channels-last layout of counts, so that sums are rounded in the reference's order.
     """
 
     layer: Layer
     network: SpikingNetwork
-    window: int
+    levels: int
     reorder: bool = False
     contiguous: bool = False
     counts: dict[str, int] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Compiler:
         return name in self.fresh and self.last_of(name, operation)
 
     def charge(self, values: Mapping[str, Any], name: str, any_layout: bool = False) -> Any:
-        """A value in charge of the receiver's window: counts of T steps times T'/T; for a readout, rates. any_layout: no sum will follow it."""
+        """A value in charge of the receiver's window: counts up to T times T'/T; for a readout, rates. any_layout: no sum will follow it."""
         value = values[name]
         if name not in self.counts:
             return value
@@ -87,7 +87,7 @@ class Compiler:
             value = value.contiguous()
         if self.layer.neurons is None:
             return value / self.counts[name]
-        return value if self.counts[name] == self.window else value * (self.window / self.counts[name])
+        return value if self.counts[name] == self.levels else value * (self.levels / self.counts[name])
 
     def is_addition(self, operation: Operation) -> bool:
         """A plain sum of two values that carry charge."""
@@ -111,7 +111,7 @@ class Compiler:
             scale, shift = affine(self.child(norm))
             weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
             bias = shift if bias is None else bias * scale + shift
-        bias = None if bias is None else self.window * bias
+        bias = None if bias is None else self.levels * bias
         if operation.name == self.absorber and self.offset is not None:
             offset = self.offset.expand(len(weight)).contiguous()  # kernels read it as it lies
             bias = offset if bias is None else bias + offset
@@ -255,7 +255,7 @@ def _normed(compiler: Compiler, operation: Operation, child: nn.Module | None, s
     def kernel(values: Values) -> Tensor:
         charge = compiler.charge(values, source)
         shape = (-1, *[1] * (charge.dim() - 2))
-        return torch.addcmul((compiler.window * shift).view(shape), charge, scale.view(shape))
+        return torch.addcmul((compiler.levels * shift).view(shape), charge, scale.view(shape))
 
     return kernel
 
@@ -289,7 +289,7 @@ def _generic(compiler: Compiler, operation: Operation, carriers: list[str]) -> K
         if overwrites:
             sources = {name: value.clone() if isinstance(value, Tensor) else value for name, value in sources.items()}
         layer = Layer(compiler.layer.name, None, tuple(carriers), (alone,), operation.name)
-        return run_synapses(layer, sources, compiler.network.module, scale=compiler.window)
+        return run_synapses(layer, sources, compiler.network.module, scale=compiler.levels)
 
     return kernel
 

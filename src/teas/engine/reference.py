@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from teas.engine.contract import Run, check_runnable
-from teas.spiking.network import Output, SpikingNetwork
+from teas.spiking.network import SpikingNetwork
+from teas.spiking.record import Output
 
 
 @dataclass(frozen=True)

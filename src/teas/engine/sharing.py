@@ -34,14 +34,14 @@ def share_currents(network: SpikingNetwork) -> list[Share]:
     readers: dict[tuple[str, int], Share] = {}
     for whole in network.layers:
         layer = simplified(whole, network.module)
-        window = network.windows[layer.name] if layer.neurons is not None else 0
-        share = without(layer, {name for name, at in owners if at == window})
+        levels = network.levels[layer.name] if layer.neurons is not None else 0
+        share = without(layer, {name for name, at in owners if at == levels})
         shares.append(share)
         for name in share.imports:
-            owners[name, window].exports.add(name)
-            readers[name, window] = share
-        if window:
-            owners |= {(name, window): share for name in currents(share, network)}
+            owners[name, levels].exports.add(name)
+            readers[name, levels] = share
+        if levels:
+            owners |= {(name, levels): share for name in currents(share, network)}
     for share in shares:
         share.frees = tuple(key for key, last in readers.items() if last is share)
     return shares

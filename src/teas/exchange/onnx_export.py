@@ -57,7 +57,7 @@ def _unsayable(network: SpikingNetwork) -> list[str]:
         faults.append(f"it has firing {semantics.firing!r}, not 'two_phase'")
     if semantics.encoding != "direct":
         faults.append(f"it has encoding {semantics.encoding!r}, not 'direct'")
-    faults += [f"layer {name!r} has a window of {steps}, more than 8 bits count" for name, steps in network.windows.items() if steps > MAX_BYTE]
+    faults += [f"layer {name!r} has counts up to {largest}, more than 8 bits hold" for name, largest in network.levels.items() if largest > MAX_BYTE]
     if any(parameter.dtype != torch.float32 for parameter in network.parameters()):
         faults.append("its weights are not float32: network.float()")
     if any("#" in name for name in network.spiking_layers):
@@ -81,41 +81,41 @@ class _Writer:
         for layer in self.network.layers:
             values: dict[str, Value] = {name: counts[name] for name in layer.sources if name != INPUT}
             readout = layer.neurons is None
-            window = 1 if readout else self.network.windows[layer.name]
+            levels = 1 if readout else self.network.levels[layer.name]
             if INPUT in layer.sources:
-                scaled = self.graph.op("Cast", "input", to="double") if readout else self.graph.op("Mul", "input", self.graph.constant(np.float32(window)))
+                scaled = self.graph.op("Cast", "input", to="double") if readout else self.graph.op("Mul", "input", self.graph.constant(np.float32(levels)))
                 values[INPUT] = Value(scaled)
             for operation in layer.synapses:
                 shapes[operation.name] = call_operation(operation, shapes, self.network.module)
-                self._operation(layer, operation, values, shapes, window)
+                self._operation(layer, operation, values, shapes, levels)
             self.shapes[layer.name] = shapes[layer.current]
-            charge = self._charge(values[layer.current], window, readout)
+            charge = self._charge(values[layer.current], levels, readout)
             if readout:
                 self.logits = self.graph.op("Cast", charge, to="float")
                 return
-            counts[layer.name] = self._fire(layer, charge, window, shapes[layer.current])
+            counts[layer.name] = self._fire(layer, charge, levels, shapes[layer.current])
         rates = self.graph.op("Cast", counts[self.network.layers[-1].name].name, to="double")
-        self.logits = self.graph.op("Cast", self.graph.op("Div", rates, self.graph.constant(np.float64(window))), to="float")
+        self.logits = self.graph.op("Cast", self.graph.op("Div", rates, self.graph.constant(np.float64(levels))), to="float")
 
-    def _charge(self, value: Value, window: int, readout: bool) -> str:
-        """A value in charge of the receiver's window, float32; in a readout rates, float64."""
+    def _charge(self, value: Value, levels: int, readout: bool) -> str:
+        """A value in charge of the receiver's levels, float32; in a readout rates, float64."""
         if value.counted is None:
             return value.name
         if readout:
             return self.graph.op("Div", self.graph.op("Cast", value.name, to="double"), self.graph.constant(np.float64(value.counted)))
-        return self.graph.op("DequantizeLinear", value.name, self.graph.constant(np.float32(window / value.counted)))
+        return self.graph.op("DequantizeLinear", value.name, self.graph.constant(np.float32(levels / value.counted)))
 
-    def _fire(self, layer: Layer, charge: str, window: int, shape: Tensor) -> Value:
+    def _fire(self, layer: Layer, charge: str, levels: int, shape: Tensor) -> Value:
         """`n = clip(floor((v0·θ + charge)/θ), 0, T')`, in the order of the reference's own operations."""
         neurons, graph = self.network.neurons(layer.name), self.graph
         theta = neurons.threshold_for(shape).detach()
         theta = theta.unsqueeze(0) if theta.dim() else theta
         potential = graph.op("Add", graph.constant((neurons.v0 * theta).numpy()), charge) if neurons.v0 else charge
         ratio = graph.op("Floor", graph.op("Div", potential, graph.constant(theta.numpy())))
-        clipped = graph.op("Clip", ratio, graph.constant(np.float32(0)), graph.constant(np.float32(window)))
-        return Value(graph.op("Cast", clipped, to="uint8", output=f"count/{layer.name}"), window)
+        clipped = graph.op("Clip", ratio, graph.constant(np.float32(0)), graph.constant(np.float32(levels)))
+        return Value(graph.op("Cast", clipped, to="uint8", output=f"count/{layer.name}"), levels)
 
-    def _operation(self, layer: Layer, operation: Operation, values: dict[str, Value], shapes: dict[str, Any], window: int) -> None:
+    def _operation(self, layer: Layer, operation: Operation, values: dict[str, Value], shapes: dict[str, Any], levels: int) -> None:
         carriers = [name for name in operation.inputs if name in values]
         target: Any = operation.target
         child = self.network.module.get_submodule(target) if operation.kind == "call_module" else None
@@ -128,28 +128,28 @@ class _Writer:
         if isinstance(child, _SKIPPED):
             values[operation.name] = first
         elif isinstance(child, (nn.Linear, nn.Conv2d, nn.Conv1d)):
-            values[operation.name] = Value(self._weighted(child, first, window, readout, where))
+            values[operation.name] = Value(self._weighted(child, first, levels, readout, where))
         elif moved := self.graph.moved(child, plain, operation, first, before, after):
             values[operation.name] = moved
         elif child is None and plain in ("add", "iadd") and len(carriers) == 2:
-            terms = [self._charge(values[name], window, readout) for name in carriers]
+            terms = [self._charge(values[name], levels, readout) for name in carriers]
             values[operation.name] = Value(self.graph.op("Add", *terms))
         elif isinstance(child, Amplitude):
             factor = per_channel(child.value.detach(), before.dim())
-            values[operation.name] = self._scaled(first, factor.double() if readout else factor, window, readout)
+            values[operation.name] = self._scaled(first, factor.double() if readout else factor, levels, readout)
         elif isinstance(child, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)) or plain in ("avg_pool2d", "adaptive_avg_pool2d", "mean"):
-            values[operation.name] = self._averaged(child, plain, operation, first, window, readout, before, after)
+            values[operation.name] = self._averaged(child, plain, operation, first, levels, readout, before, after)
         elif isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)) and child.running_mean is not None and child.running_var is not None:
-            values[operation.name] = self._normed(child, first, window, readout, before.dim())
+            values[operation.name] = self._normed(child, first, levels, readout, before.dim())
         else:
             self.graph.faults.append(f"{where} ({type(child).__name__ if child is not None else plain})")
             values[operation.name] = first
 
-    def _scaled(self, value: Value, factor: Tensor, window: int, readout: bool) -> Value:
-        return Value(self.graph.op("Mul", self._charge(value, window, readout), self.graph.constant(factor.numpy())))
+    def _scaled(self, value: Value, factor: Tensor, levels: int, readout: bool) -> Value:
+        return Value(self.graph.op("Mul", self._charge(value, levels, readout), self.graph.constant(factor.numpy())))
 
-    def _averaged(self, child: Any, plain: str, operation: Operation, value: Value, window: int, readout: bool, before: Tensor, after: Tensor) -> Value:
-        charge, graph = self._charge(value, window, readout), self.graph
+    def _averaged(self, child: Any, plain: str, operation: Operation, value: Value, levels: int, readout: bool, before: Tensor, after: Tensor) -> Value:
+        charge, graph = self._charge(value, levels, readout), self.graph
         if before.dim() == 4 and after[0, 0].numel() == 1 and (after.dim() == 2 or after.dim() == 4):
             axes = graph.constant(np.array([2, 3], np.int64))
             return Value(graph.op("ReduceMean", charge, axes, keepdims=int(after.dim() == 4)))
@@ -158,19 +158,19 @@ class _Writer:
         graph.faults.append(f"{operation.name} ({type(child).__name__ if child is not None else plain})")
         return value
 
-    def _normed(self, norm: Any, value: Value, window: int, readout: bool, dims: int) -> Value:
+    def _normed(self, norm: Any, value: Value, levels: int, readout: bool, dims: int) -> Value:
         """A batch norm in evaluation mode that nothing folds: `scale·x + T'·shift`."""
         scale = (norm.running_var.double() + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.double())
-        shift = window * ((0 if norm.bias is None else norm.bias.double()) - norm.running_mean.double() * scale)
+        shift = levels * ((0 if norm.bias is None else norm.bias.double()) - norm.running_mean.double() * scale)
         kind = torch.float64 if readout else torch.float32
-        scaled = self._scaled(value, per_channel(scale, dims).to(kind), window, readout)
+        scaled = self._scaled(value, per_channel(scale, dims).to(kind), levels, readout)
         return Value(self.graph.op("Add", scaled.name, self.graph.constant(per_channel(shift, dims).to(kind).numpy())))
 
-    def _weighted(self, child: Any, value: Value, window: int, readout: bool, where: str) -> str:
+    def _weighted(self, child: Any, value: Value, levels: int, readout: bool, where: str) -> str:
         """A convolution or linear map of dequantised counts and weights; in floating point where that would not be exact."""
         weight, kind = child.weight.detach(), torch.float64 if readout else torch.float32
-        bias = None if child.bias is None else (window * child.bias.detach()).to(kind)
-        if not readout and (reason := self._why_float(child, weight, value, window)):
+        bias = None if child.bias is None else (levels * child.bias.detach()).to(kind)
+        if not readout and (reason := self._why_float(child, weight, value, levels)):
             self.rounded[where] = reason
         if readout or not _is_8_bit(weight):
             stored = self.graph.constant(_oriented(child, weight.to(kind)))
@@ -182,16 +182,16 @@ class _Writer:
                 stored = self.graph.op("Mul", self.graph.op("Cast", names[0], to="float"), names[1])
             else:
                 stored = self.graph.op("DequantizeLinear", *names, axis=0)
-        charge = self._charge(value, window, readout)
+        charge = self._charge(value, levels, readout)
         if isinstance(child, nn.Linear) and value.counted is not None and not readout:
-            charge = self.graph.op("Mul", self.graph.op("Cast", value.name, to="float"), self.graph.constant(np.float32(window / value.counted)))
+            charge = self.graph.op("Mul", self.graph.op("Cast", value.name, to="float"), self.graph.constant(np.float32(levels / value.counted)))
         return self.graph.weighted(child, charge, stored, bias)
 
-    def _why_float(self, child: Any, weight: Tensor, value: Value, window: int) -> str:
+    def _why_float(self, child: Any, weight: Tensor, value: Value, levels: int) -> str:
         if value.counted is None:
             return "it reads the analog input, or sums of counts"
-        if value.counted & (value.counted - 1) and window % value.counted:
-            return f"counts of {value.counted} steps become charge of {window} steps by a factor that float32 rounds; windows that are powers of two do not"
+        if value.counted & (value.counted - 1) and levels % value.counted:
+            return f"counts up to {value.counted} become charge of counts up to {levels} by a factor that float32 rounds; windows that are powers of two do not"
         integers = weight / _step(weight).view(-1, *[1] * (weight.dim() - 1))
         if not _is_8_bit(weight):
             return "its weights are not 8-bit integers times a power of two (teas.engine.quantise)"

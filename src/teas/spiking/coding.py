@@ -1,4 +1,4 @@
-"""Rate and time-to-first-spike codes: values to spike trains and back. Time is axis 0: `[time, batch, *neuron]`."""
+"""Rate, radix and time-to-first-spike codes: values to spike trains and back. Time is axis 0: `[time, batch, *neuron]`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from torch import Tensor
 
 from teas.errors import TeasError
 
+CODES = ("rate", "radix", "first_spike")
+RADIX_LONGEST = 16  # steps: 65,535 levels, and sums of them that float32 still holds
 LAYOUTS = ("first", "even")
 ENCODINGS = ("direct", "poisson", "latency", "train")
 BINARY = ("poisson", "latency")  # those that make trains of 0 and 1 of the input
@@ -25,6 +27,37 @@ def count_to_train(count: Tensor, window: int, layout: str = "first") -> Tensor:
     if layout == "first":
         return (t < count).to(count.dtype)
     return ((t + 1) * count / window).floor() - (t * count / window).floor()
+
+
+def levels_of(window: int, code: str) -> int:
+    """The largest count that a train of `T` steps can say: `T`, or under the radix code `2^T - 1`, where a spike of step t is worth `2^(T-1-t)`."""
+    return 2**window - 1 if code == "radix" else window
+
+
+def radix_train(count: Tensor, window: int) -> Tensor:
+    """Spike train `[window, *count.shape]` that says `n = Σ_t 2^(T-1-t)·s(t)`: the binary digits of the count, the largest first.
+
+    Source: Wang et al., "Efficient spiking neural networks with radix encoding" (TNNLS 2022).
+    """
+    worth = (2 ** (window - 1 - _steps(window, count).float())).to(count.dtype)
+    return (count / worth).floor() % 2
+
+
+def radix_count(spikes: Tensor) -> Tensor:
+    """What a train of the radix code says, `Σ_t 2^(T-1-t)·s(t)`, `[batch, *neuron]`."""
+    window = len(spikes)
+    return (2 ** (window - 1 - _steps(window, spikes[0])) * spikes).sum(0)
+
+
+def spikes_of(count: Tensor, window: int, code: str) -> Tensor:
+    """Spikes in trains that say these counts: the count itself, or the number of its binary digits that are 1 (radix).
+
+    The gradient of these digits is that of a count spread over the window, `T/(2^T - 1)`.
+    """
+    if code != "radix":
+        return count
+    sent = radix_train(count.detach(), window).sum(0)
+    return sent + (count - count.detach()) * (window / levels_of(window, code)) if count.requires_grad else sent
 
 
 def time_to_train(time: Tensor, window: int) -> Tensor:

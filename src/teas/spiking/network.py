@@ -4,95 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
 
-from teas.errors import TeasError, check_choice
+from teas.errors import TeasError
 from teas.spiking.checks import check_inputs
-from teas.spiking.coding import BINARY, ENCODINGS, LAYOUTS, count_to_train, encode, first_spike_time
-from teas.spiking.neuron import FIRINGS, IF, Emission, run_immediate, run_two_phase
+from teas.spiking.coding import BINARY, RADIX_LONGEST, count_to_train, encode, first_spike_time, levels_of, radix_train, spikes_of
+from teas.spiking.neuron import IF, Emission, run_immediate, run_two_phase
 from teas.spiking.recompute import kept_as_bits, recomputed
+from teas.spiking.record import LayerRecord, Output, Record
+from teas.spiking.semantics import Semantics
 from teas.spiking.synapses import run_synapses
-from teas.spiking.temporal_transform import ROUNDINGS, TRANSFORMS, retime
+from teas.spiking.temporal_transform import retime
 from teas.spiking.time_windows import TimeWindows
 from teas.spiking.trace import INPUT, Layer, cut
 from teas.spiking.window import Norm, joins_window
-
-CODES = ("rate", "first_spike")
-
-
-@dataclass(frozen=True)
-class Semantics:
-    """What a network computes, beside its weights and windows. Defaults: the paper to the letter.
-
-    code: `rate` (SNN-R) or `first_spike` (SNN-T).
-    firing: `immediate` (Eq. 1) or `two_phase` (integrate the whole source train, then fire).
-    transform: `firing_potential` (Eq. 3), `linear`, or `residual`; between unequal windows under immediate firing.
-    layout: re-timed trains fire in the `first` steps or spaced `even`ly (rate code).
-    rounding: of first spike times, `sound` or `literal`.
-    encoding: of the input: `direct` (analog current), `poisson`, `latency` (first spikes), or `train` (it is a train, `[batch, time, *shape]`).
-    """
-
-    code: str = "rate"
-    firing: str = "immediate"
-    transform: str = "firing_potential"
-    layout: str = "first"
-    rounding: str = "sound"
-    encoding: str = "direct"
-
-    def __post_init__(self) -> None:
-        check_choice("code", self.code, CODES)
-        check_choice("firing", self.firing, FIRINGS)
-        check_choice("transform", self.transform, TRANSFORMS)
-        check_choice("layout", self.layout, LAYOUTS)
-        check_choice("rounding", self.rounding, ROUNDINGS)
-        check_choice("encoding", self.encoding, ENCODINGS)
-        if self.code == "first_spike" and self.firing == "two_phase":
-            raise TeasError("two_phase firing sums a train and so loses the time of its only spike; use firing 'immediate' with code 'first_spike'")
-        if self.code == "first_spike" and self.transform == "residual":
-            raise TeasError("transform 'residual' needs spike counts; with code 'first_spike' use 'firing_potential' or 'linear'")
-        if self.encoding == "latency" and self.code == "rate":
-            raise TeasError("latency encoding is a first-spike code; use it with code 'first_spike', or 'poisson' with code 'rate'")
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """What one layer did in one forward pass; tensors of shape `[batch, *neuron]`.
-
-    count: spikes in the window. fired: sum of the potentials at spikes, before their resets. residual: potential left at the end; an engine that is
-    told to keep neither leaves both empty. spikes: the train `[time, batch, *neuron]`, kept for the last spiking layer, and for others on request;
-    received: the spike counts that reached the layer from each source after re-timing, on request.
-    """
-
-    window: int
-    count: Tensor
-    fired: Tensor
-    residual: Tensor
-    spikes: Tensor | None = None
-    received: dict[str, Tensor] | None = None
-
-    @property
-    def activity(self) -> Tensor:
-        """`Act(l)`: mean over samples and neurons of `count / T_l` (Eq. 2), a rate in [0, 1]; differentiable."""
-        return self.count.mean() / self.window
-
-    @property
-    def firing_potential(self) -> Tensor:
-        """Mean potential at a spike before its reset, 0 where silent; empty where `fired` is."""
-        return torch.where(self.count > 0, self.fired / self.count.detach().clamp_min(1), 0) if self.fired.numel() else self.fired
-
-
-Record = dict[str, LayerRecord]
-
-
-class Output(NamedTuple):
-    """Result of a forward pass: `logits [batch, class]` and a record per layer."""
-
-    logits: Tensor
-    record: Record
 
 
 class SpikingNetwork(nn.Module):
@@ -104,7 +32,8 @@ class SpikingNetwork(nn.Module):
 
     The input `[batch, *shape]` is encoded over the window of each layer that reads it. A train that crosses to a layer with another window
     is re-timed on that edge (Eq. 3); branches that meet are each re-timed to the window of the layer that receives them. Logits are firing
-    rates (rate code) or negative first spike times (first-spike code) of a spiking output layer (Eq. 7), or else the mean current of a readout.
+    rates (radix code: counts over the largest) or negative first spike times (first-spike code) of a spiking output layer (Eq. 7), or else the mean
+    current of a readout.
     Training under immediate firing keeps trains as bits and the sums of synapses, and computes potentials again on its way back; with the attribute
     `recompute` set it keeps the trains alone, and runs each layer's synapses again too.
 
@@ -137,7 +66,14 @@ class SpikingNetwork(nn.Module):
     def windows(self, windows: TimeWindows | Mapping[str, int]) -> None:
         value = windows if isinstance(windows, TimeWindows) else TimeWindows(windows)
         value.validate(self.spiking_layers)
+        if self.semantics.code == "radix" and value.max > RADIX_LONGEST:
+            raise TeasError(f"code 'radix' says 2^T - 1 levels in T steps, and windows are at most {RADIX_LONGEST}; the longest here is {value.max}")
         self._windows = value
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """The largest count of each spiking layer: its window `T`, or `2^T - 1` under the radix code."""
+        return {layer: levels_of(steps, self.semantics.code) for layer, steps in self.windows.items()}
 
     def with_windows(self, windows: TimeWindows | Mapping[str, int] | int) -> SpikingNetwork:
         """The same network, sharing its weights, at other windows."""
@@ -192,8 +128,8 @@ class SpikingNetwork(nn.Module):
             if keep_spikes:
                 record[layer.name] = self._with_spikes(record[layer.name], layer, inputs, emissions)
             self._release(layer, emissions)
-        if self.semantics.code == "rate":
-            return Output(emission.count / emission.window, record)
+        if self.semantics.code != "first_spike":
+            return Output(emission.rate, record)
         assert emission.spikes is not None
         return Output(-first_spike_time(emission.spikes), record)
 
@@ -202,16 +138,17 @@ class SpikingNetwork(nn.Module):
 
         disturb: changes what charges the neurons: the currents `[time, batch, *neuron]`, or their sum `[batch, *neuron]` under two-phase firing.
         """
-        window, neurons = self.windows[layer.name], self.neurons(layer.name)
+        window, neurons, code = self.windows[layer.name], self.neurons(layer.name), self.semantics.code
         if self.semantics.firing == "two_phase":
-            charge = run_synapses(layer, self._counts(layer, inputs, emissions, window), self.module, scale=window)
+            levels = levels_of(window, code)
+            charge = run_synapses(layer, self._counts(layer, inputs, emissions, levels), self.module, scale=levels)
             charge = charge.float() if charge.dtype == torch.bfloat16 else charge
-            return run_two_phase(disturb(charge) if disturb else charge, window, neurons)
+            return run_two_phase(disturb(charge) if disturb else charge, window, neurons, code)
         trains = self._trains(layer, inputs, emissions, window)
         if disturb or not torch.is_grad_enabled():
             sums = self._sums(layer, trains)
             current = disturb(sums.expand(window, *sums.shape[1:])) if disturb else sums
-            return run_immediate(current, neurons, self.semantics.code == "first_spike", window)
+            return run_immediate(current, neurons, code == "first_spike", window)
         return self._learning(layer, trains, window, neurons)
 
     def _learning(self, layer: Layer, trains: dict[str, Tensor], window: int, neurons: IF) -> Emission:
@@ -257,22 +194,23 @@ class SpikingNetwork(nn.Module):
         sums = run_synapses(layer, folded, self.module, steps=steps)
         return sums.view(steps, sums.shape[0] // steps, *sums.shape[1:])
 
-    def _counts(self, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission], window: int) -> dict[str, Tensor]:
-        """The counts of the sources, re-scaled to the receiver's window."""
+    def _counts(self, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission], levels: int) -> dict[str, Tensor]:
+        """The counts of the sources, re-scaled to the receiver's largest."""
         counts = {}
         for name in layer.sources:
             if name != INPUT:
                 source = emissions[name]
-                counts[name] = source.count if source.window == window else source.count * (window / source.window)
+                largest = levels_of(source.window, source.code)
+                counts[name] = source.count if largest == levels else source.count * (levels / largest)
             elif self.semantics.encoding == "direct":
-                counts[name] = inputs * window
+                counts[name] = inputs * levels
             else:
-                counts[name] = encode(inputs, window, self.semantics.encoding).sum(0)
+                counts[name] = encode(inputs, levels, self.semantics.encoding).sum(0)
         return counts
 
     def _readout(self, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission]) -> Tensor:
         """Mean current of an output without neurons: its synapses applied to the firing rates."""
-        rates = {name: inputs if name == INPUT else emissions[name].count / emissions[name].window for name in layer.sources}
+        rates = {name: inputs if name == INPUT else emissions[name].rate for name in layer.sources}
         return run_synapses(layer, rates, self.module)
 
     def outputs_by_step(self, record: Record) -> Tensor:
@@ -289,13 +227,16 @@ class SpikingNetwork(nn.Module):
         return current.view(*train.shape[:2], *current.shape[1:])
 
     def _recorded(self, emission: Emission, is_last: bool) -> LayerRecord:
-        return LayerRecord(emission.window, emission.count, emission.fired, emission.residual.detach(), emission.spikes if is_last else None)
+        spikes = emission.spikes if is_last else None
+        return LayerRecord(emission.window, emission.count, emission.fired, emission.residual.detach(), spikes, code=emission.code)
 
     def _with_spikes(self, record: LayerRecord, layer: Layer, inputs: Tensor, emissions: Mapping[str, Emission]) -> LayerRecord:
         emission = emissions[layer.name]
         others = [name for name in layer.sources if name != INPUT]
         if self.semantics.firing == "two_phase":
-            return replace(record, spikes=count_to_train(emission.count, emission.window), received={name: emissions[name].count for name in others})
+            train = radix_train if self.semantics.code == "radix" else count_to_train
+            received = {name: spikes_of(emissions[name].count, emissions[name].window, self.semantics.code) for name in others}
+            return replace(record, spikes=train(emission.count, emission.window), received=received)
         trains = self._trains(replace(layer, sources=tuple(others)), inputs, emissions, emission.window)
         return replace(record, spikes=emission.spikes, received={name: train.sum(0) for name, train in trains.items()})
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from teas.errors import TeasError, check_choice
+from teas.spiking.coding import levels_of, radix_train
 from teas.spiking.surrogate import SURROGATES
 from teas.spiking.window import Norm, Window
 
@@ -22,10 +23,16 @@ class Emission:
 
     window: int
     threshold: Tensor  # θ, broadcastable to [batch, *neuron]
-    count: Tensor  # spikes in the window
+    count: Tensor  # what the train says: its spikes, under the radix code each by its worth
     fired: Tensor  # sum of the firing potentials
     residual: Tensor  # membrane potential left at the end of the window
     spikes: Tensor | None  # [time, batch, *neuron]; None under two-phase firing, whose train is its count
+    code: str = "rate"
+
+    @property
+    def rate(self) -> Tensor:
+        """The count as a share of the largest that the window can say, in [0, 1]."""
+        return self.count / levels_of(self.window, self.code)
 
 
 def run_immediate(sums: Tensor, neuron: IF, once: bool = False, window: int | None = None, norm: Norm | None = None) -> Emission:
@@ -41,23 +48,35 @@ def run_immediate(sums: Tensor, neuron: IF, once: bool = False, window: int | No
     return Emission(window, threshold, count, fired, residual, spikes)
 
 
-def run_two_phase(charge: Tensor, window: int, neuron: IF) -> Emission:
-    """Integrate the whole source train first, then fire one spike a step: `n = clip(floor((v0·θ + Σz) / θ), 0, T)`.
+def run_two_phase(charge: Tensor, window: int, neuron: IF, code: str = "rate") -> Emission:
+    """Integrate the whole source train first, then fire: `n = clip(floor((v0·θ + Σz) / θ), 0, L)`, with one spike a step, or in binary digits.
 
-    `charge` is `Σ_t z(t)`, `[batch, *neuron]`. The gradient is straight through the rounding: that of `clip(Σz/θ, 0, T)`.
-    Source: SpikeConverter (AAAI 2022); the same value as simulating both phases step by step.
+    `charge` is `Σ_t z(t)`, `[batch, *neuron]`. Rate code: `L = T`, and a neuron fires while its potential reaches `θ`, which it then loses. Radix code:
+    `L = 2^T - 1`, each input of step t counts `2^(T-1-t)`-fold (the potential doubles from step to step), and the threshold that is reached, and lost,
+    halves from step to step, from `2^(T-1)·θ` to `θ`. The gradient is straight through the rounding: that of `clip(Σz/θ, 0, L)`.
+    Source: SpikeConverter (AAAI 2022), radix encoding (TNNLS 2022); the same value as simulating both phases step by step.
     """
+    levels = levels_of(window, code)
     threshold = neuron.threshold_for(charge)
     potential = neuron.v0 * threshold + charge
-    count = (potential / threshold).floor().clamp(0, window)
+    count = (potential / threshold).floor().clamp(0, levels)
     if torch.is_grad_enabled() and charge.requires_grad:
-        smooth = (charge / threshold).clamp(0, window)
+        smooth = (charge / threshold).clamp(0, levels)
         count = smooth + (count - smooth).detach()
     exact = count.detach()
-    residual = potential - exact * threshold
-    # Spike k leaves at potential P - kθ, so n spikes leave at n·P - θ·n(n-1)/2 in all.
-    fired = (exact * potential - threshold * exact * (exact - 1) / 2).detach()
-    return Emission(window, threshold, count, fired, residual, None)
+    residual, fired = potential - exact * threshold, fired_in_two_phases(potential.detach(), threshold.detach(), exact, window, code)
+    return Emission(window, threshold, count, fired, residual, None, code)
+
+
+def fired_in_two_phases(potential: Tensor, threshold: Tensor, count: Tensor, window: int, code: str) -> Tensor:
+    """Sum of the potentials at spikes, before their resets, of neurons that had this potential when they began to fire."""
+    if code == "rate":  # spike k leaves at potential P - kθ, so n spikes leave at n·P - θ·n(n-1)/2 in all
+        return count * potential - threshold * count * (count - 1) / 2
+    fired, said = torch.zeros_like(potential), torch.zeros_like(potential)
+    for t, spike in enumerate(radix_train(count, window)):
+        fired.addcmul_(spike, potential - threshold * said)
+        said.add_(spike, alpha=2 ** (window - 1 - t))
+    return fired
 
 
 class IF(nn.Module):

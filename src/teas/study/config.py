@@ -12,7 +12,7 @@ from teas.adapt.schedule import Adjustment
 from teas.adapt.training import PRECISIONS
 from teas.ann.architectures import ARCHITECTURES, Design
 from teas.errors import TeasError, check_choice
-from teas.spiking.network import Semantics
+from teas.spiking.semantics import Semantics
 from teas.study.ablation_arms import AblationConfig
 from teas.study.augmentation import AUGMENTATIONS
 from teas.study.conversion_config import ALLOCATORS, LEARNED, ConversionConfig, RetrainingConfig

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from teas.adapt.activity import measure_activity
 from teas.adapt.training import Stage, run_stage
 from teas.adapt.vulnerability import measure_damage
 from teas.ann.convert import Conversion, convert
+from teas.ann.learned_windows import LONGEST
 from teas.ann.many_windows import Together, recalibrate
 from teas.ann.networks import build_ann
 from teas.ann.quantised import quantised_activations, set_windows
@@ -28,11 +30,13 @@ from teas.ann.training import train
 from teas.engine import choose_engine
 from teas.errors import TeasError
 from teas.exchange.weights import load_weights
-from teas.spiking.network import Output, SpikingNetwork
+from teas.spiking.network import SpikingNetwork
+from teas.spiking.radix import to_radix
+from teas.spiking.record import Output
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
 from teas.study.config import Experiment
-from teas.study.conversion_config import LEARNED, LONGEST, RANDOM, ConversionConfig, RetrainingConfig
+from teas.study.conversion_config import LEARNED, RANDOM, ConversionConfig, RetrainingConfig
 from teas.study.energy import costs, count_operations, total
 from teas.study.hooks import Hooks
 from teas.study.metrics import latency
@@ -84,7 +88,7 @@ class Comparison:
     damage: dict[str, dict[int, float]]
     semantics: dict[str, Any]
     seed: int
-    longest: int = LONGEST
+    longest: int = LONGEST["rate"]
     start: SpikingNetwork | None = None
 
     def windows(self, allocator: str, mean: float) -> TimeWindows:
@@ -106,7 +110,7 @@ def convert_and_compare(
     wanted = predictions_on(ann, data.test)
     ann_correct = wanted == data.test.labels
     hooks.say(f"ANN: {100 * ann_correct.float().mean():.2f} % of {len(ann_correct)} test images")
-    found = replace(measure(ann, conversion, calibration, probe, experiment, config, hooks), start=start)
+    found = measure(ann, conversion, calibration, probe, experiment, config, hooks, start)
     rows = []
 
     def converted(windows: TimeWindows, _: str) -> SpikingNetwork:
@@ -190,18 +194,25 @@ def skeleton(config: ConversionConfig, shape: tuple[int, ...], classes: int) -> 
 
 
 def measure(
-    ann: nn.Module, conversion: Conversion, calibration: list[Tensor], probe: list[Tensor], experiment: Experiment, config: ConversionConfig, hooks: Hooks
-) -> Comparison:
-    """What allocators need, measured on the training images that are not for calibration."""
+    ann: nn.Module, conversion: Conversion, calibration: list[Tensor], probe: list[Tensor], experiment: Experiment, config: ConversionConfig, hooks: Hooks,
+    start: SpikingNetwork | None,
+) -> Comparison:  # fmt: skip
+    """What allocators need, measured on the training images that are not for calibration: of the conversion, or of the network that retraining starts from."""
     hooks.say("measuring activity and damage per layer on training images")
-    semantics = {"firing": config.firing, "layout": config.layout, "transform": config.transform}
-    # Quantisers of the same windows whatever the discipline: two-phase firing is measured, being the fastest.
+    semantics = {"code": config.code, "firing": config.firing, "layout": config.layout, "transform": config.transform}
+
+    def at(windows: TimeWindows) -> SpikingNetwork:
+        # Quantisers of the same windows whatever the discipline: two-phase firing is measured, being the fastest.
+        if start is None:
+            return conversion.at(windows, code=config.code)
+        return SpikingNetwork(start.module, windows, code=config.code, firing="two_phase").eval()
+
     full = TimeWindows.uniform(conversion.layers, config.damage_full)
-    activity = {name: layer.activity for name, layer in measure_activity(conversion.at(full), [(inputs, inputs) for inputs in probe]).items()}
+    activity = {name: layer.activity for name, layer in measure_activity(at(full), [(inputs, inputs) for inputs in probe]).items()}
     retraining = experiment.retraining.allocators if experiment.retraining else ()
-    wanted = "damage" in (*config.allocators, *retraining)
-    damage = measure_damage(lambda windows: fast(conversion.at(windows)), full, config.damage_windows, probe) if wanted else {}
-    return Comparison(ann, conversion, calibration, activity, damage, semantics, experiment.seeds[0], config.longest)
+    wanted = "damage" in (*(config.allocators if config.means else ()), *retraining)
+    damage = measure_damage(lambda windows: fast(at(windows)), full, config.damage_windows, probe) if wanted else {}
+    return Comparison(ann, conversion, calibration, activity, damage, semantics, experiment.seeds[0], config.longest, start)
 
 
 def retrain(
@@ -214,10 +225,11 @@ def retrain(
     """
     if config.tuned:
         parts = [part for inputs in found.calibration for part in torch.split(inputs, TUNED)]
-        return found.conversion.tuned(windows, parts, epochs=config.tuned).at(windows, **found.semantics)
+        return found.conversion.tuned(windows, parts, epochs=config.tuned, code=found.semantics["code"]).at(windows, **found.semantics)
     learned, together = allocator == LEARNED, config.recipe.together
     name = "together" if together else f"{allocator}-{windows.mean:.4g}"
-    trainable, before = found.conversion.trainable, found.start.windows if learned and found.start else windows
+    trainable = functools.partial(found.conversion.trainable, code=found.semantics["code"])
+    before = _windows_in(found.start, found.semantics["code"]) if learned and found.start else windows
     student: nn.Module = Together({steps: trainable(steps) for steps in together}) if together else trainable(before, start=found.start)
     batches = datasets.loader(data.lessons or data.train, batch, shuffle_seed=found.seed)
     train(
@@ -241,6 +253,13 @@ def retrain(
             on_epoch=lambda epoch: hooks.say(f"  {name} {epoch.number + 1:3d}  loss {epoch.loss:.4f}  train {epoch.accuracy:6.2f} %"),
         )  # fmt: skip
     return network.eval()
+
+
+def _windows_in(start: SpikingNetwork, code: str) -> TimeWindows:
+    """A network's windows in a code: where it has another, as few as say its levels."""
+    if start.semantics.code == code:
+        return start.windows
+    return to_radix(start).windows if code == "radix" else TimeWindows(start.levels)
 
 
 def _rows(

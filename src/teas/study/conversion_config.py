@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from teas.ann.convert import check_margin
+from teas.ann.convert import TRAINABLE, check_margin
+from teas.ann.learned_windows import LONGEST
 from teas.ann.networks import ANNS
 from teas.ann.thresholds import METHODS, OUTPUT
 from teas.ann.training import Recipe
 from teas.errors import TeasError, check_choice
 from teas.exchange.native import MAX_WINDOW
+from teas.spiking.coding import RADIX_LONGEST
+from teas.spiking.semantics import Semantics
 from teas.study.tables import check_positive
 
 RANDOM = "random"  # as weights: none, only to try the road
 ALLOCATORS = ("uniform", "damage", "activity", "activity_root", "shuffled", "staircase")
-DAMAGE_WINDOWS = (2, 4, 8, 16, 32)
-LONGEST = 255  # counts up to 255 fit a byte
+DAMAGE_WINDOWS = {"rate": (2, 4, 8, 16, 32), "radix": (1, 2, 3, 4, 5, 6)}
+DAMAGE_FULL = {"rate": 64, "radix": 8}
 LEARNED = "learned"  # by gradient, from uniform windows: only while retraining
 
 
@@ -26,8 +29,8 @@ class ConversionConfig:
     weights: a file, relative to the data folder or in full, or `random`, to try the road without; pretraining: how to train the ANN, from
     these weights or from none. margin: see `convert`.
     calibration, probe: training samples for thresholds, and for activity and damage. classes: of the ANN, where the data has fewer.
-    damage_windows, damage_full: windows at which the damage of one layer is measured, and the window of all others then. longest: no layer is
-    allocated more steps.
+    code: `rate`, or `radix`, under two-phase firing. damage_windows, damage_full: windows at which the damage of one layer is measured, and the window of
+    all others then. longest: no layer is allocated more steps. Left out, these three suit the code.
     """
 
     weights: str = ""
@@ -44,13 +47,19 @@ class ConversionConfig:
     means: tuple[float, ...] = (45, 32, 16, 8, 4)
     allocators: tuple[str, ...] = ("uniform", "damage", "activity", "activity_root", "shuffled")
     firing: str = "two_phase"
+    code: str = "rate"
     layout: str = "first"
     transform: str = "firing_potential"
-    damage_windows: tuple[int, ...] = DAMAGE_WINDOWS
-    damage_full: int = 64
-    longest: int = LONGEST
+    damage_windows: tuple[int, ...] = ()
+    damage_full: int = 0
+    longest: int = 0
 
     def __post_init__(self) -> None:
+        check_choice("conversion.code", self.code, TRAINABLE)
+        for name, suitable in (("damage_windows", DAMAGE_WINDOWS), ("damage_full", DAMAGE_FULL), ("longest", LONGEST)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, suitable[self.code])
+        Semantics(code=self.code, firing=self.firing, transform=self.transform, layout=self.layout)
         if not self.weights and self.pretraining is None:
             raise TeasError("a conversion needs a trained ANN: give conversion.weights, a file, or conversion.pretraining, how to train it")
         check_choice("conversion.architecture", self.architecture, tuple(ANNS))
@@ -61,13 +70,16 @@ class ConversionConfig:
         for mean in self.means:
             if not mean >= 1:
                 raise TeasError(f"conversion.means has {mean}; every layer needs at least one step")
-        if not self.damage_windows or not 1 <= min(self.damage_windows) <= max(self.damage_windows) < self.damage_full:
+        if not 1 <= min(self.damage_windows) <= max(self.damage_windows) < self.damage_full:
             raise TeasError(
                 f"conversion.damage_windows are {list(self.damage_windows)} and conversion.damage_full {self.damage_full}; give windows of at least one step, "
                 "all shorter than the full one"
             )
-        if not max(self.means, default=1) <= self.longest <= MAX_WINDOW:
-            raise TeasError(f"conversion.longest is {self.longest}; it must be at least the largest of conversion.means, and at most {MAX_WINDOW}")
+        limit = RADIX_LONGEST if self.code == "radix" else MAX_WINDOW
+        if not max(self.means, default=1) <= self.longest <= limit:
+            raise TeasError(f"conversion.longest is {self.longest}; it must be at least the largest of conversion.means, and at most {limit}")
+        if self.damage_full > limit:
+            raise TeasError(f"conversion.damage_full is {self.damage_full}; windows of code {self.code!r} have at most {limit} steps")
         check_positive("conversion.calibration", self.calibration)
         check_positive("conversion.probe", self.probe)
 
@@ -84,7 +96,8 @@ class RetrainingConfig:
     teachers: run folders of networks for the same data that teach in place of the ANN; before training they answer each image, labelled or not, in `views`
     augmented views, and training draws from these. A teacher so many times larger costs no more than one of the network's own size. composed: so many
     views more, each with a part of another image of the set pasted in (CutMix); they are learned from by the answers alone.
-    start: a run folder of the same architecture, whose network training starts from instead of the ANN; learned windows start from its own.
+    start: a run folder of the same architecture, whose network training starts from instead of the ANN: activity and damage are measured on it, and
+    learned windows start from its own.
     """
 
     means: tuple[float, ...] = (4,)

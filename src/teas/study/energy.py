@@ -35,7 +35,8 @@ class Operations:
     """Operations of one layer for one image.
 
     dense: MACs of the same synapses in an ANN. analog: MACs on analog input, computed once per image. synaptic: additions, one for each
-    spike and synapse it reaches. updates: neuron updates, one addition a neuron and step. transform: neurons re-timed on the way in, one MAC each.
+    spike and synapse it reaches. updates: neuron updates, one addition a neuron and step, and
+    one more under the radix code, whose potentials double at each step. transform: neurons re-timed on the way in, one MAC each.
     A current that an earlier layer was charged with too is not computed again: it costs one addition a neuron, among the updates. Only where trains are
     re-timed to each layer's own window (immediate firing) its spikes are added anew.
     """
@@ -76,7 +77,7 @@ def count_operations(network: SpikingNetwork, inputs: Tensor) -> dict[str, Opera
     for layer in network.layers:
         share = shares[layer.name]
         given = inputs.sum(1) if network.semantics.encoding == "train" else inputs
-        received = {name: given if name == INPUT else record[name].count for name in layer.sources}
+        received = {name: given if name == INPUT else record[name].sent for name in layer.sources}
         if layer.neurons is not None:
             received |= record[layer.name].received or {}
         analog = {INPUT} if network.semantics.encoding == "direct" else set()
@@ -86,7 +87,8 @@ def count_operations(network: SpikingNetwork, inputs: Tensor) -> dict[str, Opera
         moved = [] if two_phase or layer.neurons is None else [n for n in layer.sources if n != INPUT]
         transform = sum(record[name].count[0].numel() for name in moved if network.windows[name] != window)
         neurons = record[layer.name].count[0].numel() if layer.neurons is not None else 0
-        result[layer.name] = Operations(dense, macs, additions, float(window * neurons + neurons * len(share.imports)), float(transform))
+        updates = window * neurons * (2 if network.semantics.code == "radix" else 1) + neurons * len(share.imports)
+        result[layer.name] = Operations(dense, macs, additions, float(updates), float(transform))
     network.train(training)
     return result
 
@@ -183,14 +185,14 @@ def ann_memory(operations: Mapping[str, Operations], regime: str) -> float:
 
 
 def quantised_ann_energy(network: SpikingNetwork, operations: Mapping[str, Operations], regime: str) -> float:
-    """Energy in pJ, without memory, of an ANN that knows no more than the spiking network: activations of `ceil(log2(T + 1))` bits.
+    """Energy in pJ, without memory, of an ANN that knows no more than the spiking network: activations of `ceil(log2(T + 1))` bits (radix code: `T`).
 
     `Σ_l dense_l·(E_mul·bits_l/bits + E_add)` with the regime's weights; pixels have 8 bits. Only in integer regimes, where bits have a price.
     """
     multiply, bits = MULTIPLY[regime]
     result, shares = 0.0, _shares(network)
     for layer in network.layers:
-        levels = max((PIXEL_BITS if name == INPUT else network.windows[name].bit_length() for name in shares[layer.name].layer.sources), default=0)
+        levels = max((PIXEL_BITS if name == INPUT else network.levels[name].bit_length() for name in shares[layer.name].layer.sources), default=0)
         result += operations[layer.name].dense * (multiply * levels / bits + REGIMES[regime]["add"])
     return result
 

@@ -13,13 +13,14 @@ import torch
 
 from teas.adapt.activity import measure_activity
 from teas.adapt.vulnerability import measure_damage
+from teas.ann.learned_windows import LONGEST
 from teas.errors import TeasError
 from teas.files import write_atomically
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
 from teas.study import figures
 from teas.study.conversion import allocated, fast
-from teas.study.conversion_config import DAMAGE_WINDOWS, LONGEST
+from teas.study.conversion_config import DAMAGE_WINDOWS
 from teas.study.energy import REGIMES
 from teas.study.experiment import EVALUATION_BATCH, raster
 from teas.study.hooks import Hooks
@@ -84,13 +85,13 @@ def candidates(subject: Subject, cache: Cache, allocators: Sequence[str], means:
     def measured() -> dict[str, Any]:
         hooks.say("measuring activity and damage per layer on training images")
         activity = measure_activity(subject.plain(subject.full), [(inputs, inputs) for inputs in subject.probe])
-        probes = [steps for steps in (settings.damage_windows if settings else DAMAGE_WINDOWS) if steps < subject.full.max]
+        probes = [steps for steps in (settings.damage_windows if settings else DAMAGE_WINDOWS["rate"]) if steps < subject.full.max]
         damage = measure_damage(lambda windows: fast(subject.plain(windows)), subject.full, probes, subject.probe)
         return {"activity": {layer: found.activity for layer, found in activity.items()}, "damage": damage}
 
     found = cache.get("allocation", {"full": dict(subject.full), "inputs": sum(map(len, subject.probe))}, measured)
     damage = {layer: {int(steps): value for steps, value in row.items()} for layer, row in found["damage"].items()}
-    longest = settings.longest if settings else LONGEST
+    longest = settings.longest if settings else LONGEST["rate"]
     choices: list[tuple[str, float, TimeWindows]] = [("full", subject.full.mean, subject.full)]
     if subject.own and subject.own != subject.full:
         choices.append(("own", subject.own.mean, subject.own))

@@ -76,10 +76,10 @@ def evaluate(network: SpikingNetwork, batches: Iterable[tuple[Tensor, Tensor]], 
             operations = operations or count_operations(network, inputs)
             inputs, labels = inputs[index::processes], labels[index::processes]
             output = run(inputs)
-            counts = [output.record[layer].count for layer in neurons]
+            sent = [output.record[layer].sent for layer in neurons]
             right = (output.logits.argmax(1) == labels).sum(dtype=torch.float64)
-            totals += torch.stack([right, torch.full_like(right, len(labels)), *(count.sum(dtype=torch.float64) for count in counts)])
-            neurons = {layer: count[0].numel() if len(count) else neurons[layer] for layer, count in zip(neurons, counts, strict=True)}
+            totals += torch.stack([right, torch.full_like(right, len(labels)), *(spikes.sum(dtype=torch.float64) for spikes in sent)])
+            neurons = {layer: spikes[0].numel() if len(spikes) else neurons[layer] for layer, spikes in zip(neurons, sent, strict=True)}
     network.train(training)
     if operations is None:
         raise TeasError("evaluation needs at least one sample; the data is empty")

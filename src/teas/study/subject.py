@@ -98,7 +98,7 @@ def open_subject(path: Path, data_folder: Path | None = None, out: Path | None =
     settings = experiment.conversion
     data = load_data(experiment, data_folder)
     ann, found, calibration, probe = conversion.load_conversion(experiment, settings, data, data_folder, device or torch.device("cpu"), folder)
-    options: dict[str, Any] = {name: getattr(settings, name) for name in ("firing", "layout", "transform")}
+    options: dict[str, Any] = {name: getattr(settings, name) for name in ("code", "firing", "layout", "transform")}
     full = TimeWindows.uniform(found.layers, settings.damage_full)
 
     def make(windows: TimeWindows) -> SpikingNetwork:
