@@ -1,5 +1,7 @@
 """Teachers that answer fixed views of the training images before a retraining learns from them."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ import teas
 from teas.ann.training import UNLABELLED, Recipe, train
 from teas.study import config, teaching
 from teas.study import data as datasets
+from teas.study.conversion import load_conversion
 from teas.study.experiment import run
 from teas.study.hooks import Hooks
 from teas.study.run_folder import load_run
@@ -203,6 +206,21 @@ def test_one_run_teaches_another(tmp_path):
         config.parse(TEXT, "test", (*changes, *start, "retraining.recipe={epochs = 1, together = [2, 4]}"))
     with pytest.raises(teas.TeasError, match="gone is not a teas run folder"):
         run(config.parse(TEXT, "test", (*changes, *start, "retraining.start=gone")), tmp_path / "none", data_folder=tmp_path)
+
+    # In another code too: what its windows are allocated by is measured on that network, not on the ANN here, which plays no part.
+    digits = (*changes, *start, "conversion.code=radix", "retraining.allocators=['damage', 'learned']", "conversion.damage_windows=[1, 2]",
+              "conversion.damage_full=3")  # fmt: skip
+    page = config.parse(TEXT, "test", digits)
+    run(page, tmp_path / "digits", data_folder=tmp_path)
+    network, data, _ = load_run(tmp_path / "digits")
+    assert network.semantics.code == "radix"
+    assert network.windows.sum <= 2 * len(network.windows)
+    torch.testing.assert_close(network.module.get_submodule("linear").weight.detach(), two, atol=1e-6, rtol=0)
+    *_, probe = load_conversion(page, page.conversion, data, tmp_path, torch.device("cpu"), tmp_path / "digits")
+    before = load_run(tmp_path / "two")[0].eval()
+    wanted = teas.measure_damage(teas.to_radix(before, 3).with_windows, teas.TimeWindows.uniform(before.windows, 3), [1, 2], probe)
+    for layer, points in json.loads((tmp_path / "digits/metrics.json").read_text())["damage"].items():
+        assert {int(steps): value for steps, value in points.items()} == pytest.approx(wanted[layer], rel=1e-4, abs=1e-9), layer
 
     other = (*changes, *start, "conversion.architecture=vgg16", f"retraining.start='{tmp_path / 'two'}'")
     with pytest.raises(teas.TeasError, match="architecture, input shape and classes"):

@@ -37,7 +37,7 @@ def levels_of(window: int, code: str) -> int:
 def radix_train(count: Tensor, window: int) -> Tensor:
     """Spike train `[window, *count.shape]` that says `n = Σ_t 2^(T-1-t)·s(t)`: the binary digits of the count, the largest first.
 
-    Source: Wang et al., "Efficient spiking neural networks with radix encoding" (TNNLS 2022).
+    Source: Wang et al., "Efficient spiking neural networks with radix encoding" (TNNLS 2024).
     """
     worth = (2 ** (window - 1 - _steps(window, count).float())).to(count.dtype)
     return (count / worth).floor() % 2

@@ -54,7 +54,7 @@ def run_two_phase(charge: Tensor, window: int, neuron: IF, code: str = "rate") -
     `charge` is `Σ_t z(t)`, `[batch, *neuron]`. Rate code: `L = T`, and a neuron fires while its potential reaches `θ`, which it then loses. Radix code:
     `L = 2^T - 1`, each input of step t counts `2^(T-1-t)`-fold (the potential doubles from step to step), and the threshold that is reached, and lost,
     halves from step to step, from `2^(T-1)·θ` to `θ`. The gradient is straight through the rounding: that of `clip(Σz/θ, 0, L)`.
-    Source: SpikeConverter (AAAI 2022), radix encoding (TNNLS 2022); the same value as simulating both phases step by step.
+    Source: SpikeConverter (AAAI 2022), radix encoding (TNNLS 2024); the same value as simulating both phases step by step.
     """
     levels = levels_of(window, code)
     threshold = neuron.threshold_for(charge)
