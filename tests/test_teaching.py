@@ -207,18 +207,6 @@ def test_one_run_teaches_another(tmp_path):
     with pytest.raises(teas.TeasError, match="gone is not a teas run folder"):
         run(config.parse(TEXT, "test", (*changes, *start, "retraining.start=gone")), tmp_path / "none", data_folder=tmp_path)
 
-    # Or half way between the two: weights, and thresholds beside them.
-    half = (*changes, "retraining.teachers=[]", f"retraining.start='{tmp_path / 'one'}'", "retraining.start_share=0.5")
-    run(config.parse(TEXT, "test", half), tmp_path / "half", data_folder=tmp_path)
-    run(config.parse(TEXT, "test", (*half, "retraining.start_share=0.0")), tmp_path / "whole", data_folder=tmp_path)
-    ours, whole, before = (load_run(tmp_path / name)[0].module.state_dict() for name in ("half", "whole", "one"))
-    for name, value in ours.items():
-        torch.testing.assert_close(value, (whole[name] + before[name]) / 2, atol=1e-6, rtol=1e-5)
-    assert float((whole["linear.weight"] - before["linear.weight"]).abs().max()) > 1e-3
-    for change in ("retraining.start=''", "retraining.start_share=1.0", "retraining.through_time=1"):
-        with pytest.raises(teas.TeasError, match="start_share is"):
-            config.parse(TEXT, "test", (*half, change))
-
     # In another code too: what its windows are allocated by is measured on that network, not on the ANN here, which plays no part.
     digits = (*changes, *start, "conversion.code=radix", "retraining.allocators=['damage', 'learned']", "conversion.damage_windows=[1, 2]",
               "conversion.damage_full=3")  # fmt: skip

@@ -21,7 +21,6 @@ from teas.adapt import allocation
 from teas.adapt.activity import measure_activity
 from teas.adapt.training import Stage, run_stage
 from teas.adapt.vulnerability import measure_damage
-from teas.ann.averaging import average_with
 from teas.ann.convert import Conversion, convert
 from teas.ann.learned_windows import LONGEST
 from teas.ann.many_windows import Together, recalibrate
@@ -246,8 +245,6 @@ def retrain(
             set_windows(student, windows)
             recalibrate(student, found.calibration)
     network = convert(student.eval(), found.calibration).at(windows, **found.semantics)
-    if found.start and config.start_share:
-        average_with(network, found.start, config.start_share)
     if config.through_time:
         name, batches = f"{allocator}-{windows.mean:.4g} through time", datasets.loader(data.train, batch, shuffle_seed=found.seed)
         run_stage(

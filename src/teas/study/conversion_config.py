@@ -97,7 +97,7 @@ class RetrainingConfig:
     augmented views, and training draws from these. A teacher so many times larger costs no more than one of the network's own size. composed: so many
     views more, each with a part of another image of the set pasted in (CutMix); they are learned from by the answers alone.
     start: a run folder of the same architecture, whose network training starts from instead of the ANN: activity and damage are measured on it, and
-    learned windows start from its own. start_share: of its weights in the result, see `average_with`; 0 for none.
+    learned windows start from its own.
     """
 
     means: tuple[float, ...] = (4,)
@@ -111,7 +111,6 @@ class RetrainingConfig:
     views: int = 8
     composed: int = 0
     start: str = ""
-    start_share: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive("retraining.views", self.views)
@@ -123,10 +122,6 @@ class RetrainingConfig:
             )
         if self.start and (self.tuned or self.recipe.together):
             raise TeasError("retraining.start is one network to train further: leave out tuned and recipe.together")
-        if not 0 <= self.start_share < 1 or (self.start_share and (not self.start or self.through_time)):
-            raise TeasError(
-                f"retraining.start_share is {self.start_share:g}; a share, below 1, of the network of retraining.start, and goes without through_time"
-            )
         if self.tuned < 0 or (self.tuned and (self.recipe.together or self.through_time or self.unlabelled or LEARNED in self.allocators)):
             raise TeasError(
                 "retraining.tuned is a number of epochs and takes the place of the recipe: leave out together, through_time, unlabelled and learned"
