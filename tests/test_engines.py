@@ -106,7 +106,7 @@ def bias_once(monkeypatch):  # not once a step
 
     def once(self, operation):
         weight, bias = real(self, operation)
-        return weight, None if bias is None else bias / self.window
+        return weight, None if bias is None else bias / self.levels
 
     monkeypatch.setattr(Compiler, "weight_and_bias", once)
 

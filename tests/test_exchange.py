@@ -94,7 +94,7 @@ def rewritten(path, change):
         (lambda header, tensors: header.update(windows={"1": 0, "3": 2}), "integer >= 1"),
         (lambda header, tensors: header.update(windows={"1": 2}), "no window for layer '3'"),
         (lambda header, tensors: header.update(windows=3), "damaged"),
-        (lambda header, tensors: header.update(semantics={"code": "morse"}), "rate, first_spike"),
+        (lambda header, tensors: header.update(semantics={"code": "morse"}), "rate, radix, first_spike"),
         (lambda header, tensors: header.update(semantics={"beep": "morse"}), "unknown option"),
         (lambda header, tensors: header["neurons"]["1"].update(reset="subtract"), "differ from those of the module"),
     ],

@@ -123,7 +123,7 @@ def test_synapses_that_may_round_are_named(tmp_path):
     ("network", "message"),
     [
         (lambda: teas.SpikingNetwork(mlp(), 4), "firing 'immediate', not 'two_phase'"),
-        (lambda: teas.SpikingNetwork(mlp(), 256, firing="two_phase"), "more than 8 bits count"),
+        (lambda: teas.SpikingNetwork(mlp(), 256, firing="two_phase"), "more than 8 bits hold"),
         (lambda: teas.SpikingNetwork(mlp().double(), 4, firing="two_phase"), "not float32"),
         (lambda: teas.SpikingNetwork(nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.GELU(), fire()), 4, firing="two_phase"), r"3/_2 \(GELU\)"),
     ],

@@ -40,7 +40,7 @@ class Graph(nn.Module):
         values = {"input": x}
         for index, layer in enumerate(self.layers):
             sources = [source for source, _ in layer["inputs"]]
-            if index % 2:
+            if index % 2 or layer.get("joined"):
                 current = self.maps[layer["name"]](torch.cat([values[source] for source in sources], 1))
             else:
                 current = sum(self.maps[f"{layer['name']}-{source}"](values[source]) for source in sources) + self.maps[layer["name"]].bias
@@ -66,6 +66,7 @@ def networks(draw, firing, code="rate"):
             {
                 "name": f"l{index}",
                 "window": steps[index],
+                "joined": code == "radix",  # a bias that is added by itself is scaled by 2^T - 1 inexactly
                 "inputs": [(source, draw(matrix)) for source in sources],
                 "bias": draw(st.lists(dyadic(-1, 1, 4), min_size=WIDTH, max_size=WIDTH)),
                 "threshold": draw(st.lists(st.sampled_from([Fraction(1), Fraction(3, 4), Fraction(2)]), min_size=WIDTH, max_size=WIDTH)),
