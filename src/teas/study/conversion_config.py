@@ -75,9 +75,11 @@ class ConversionConfig:
                 f"conversion.damage_windows are {list(self.damage_windows)} and conversion.damage_full {self.damage_full}; give windows of at least one step, "
                 "all shorter than the full one"
             )
-        limit = RADIX_LONGEST if self.code == "radix" else MAX_WINDOW
-        if not max(self.means, default=1) <= self.longest <= limit:
-            raise TeasError(f"conversion.longest is {self.longest}; it must be at least the largest of conversion.means, and at most {limit}")
+        limit, largest = RADIX_LONGEST if self.code == "radix" else MAX_WINDOW, max(self.means, default=1)
+        if not largest <= self.longest <= limit:
+            raise TeasError(
+                f"conversion.longest is {self.longest}; it must be at least the largest of conversion.means, which is {largest:g}, and at most {limit}"
+            )
         if self.damage_full > limit:
             raise TeasError(f"conversion.damage_full is {self.damage_full}; windows of code {self.code!r} have at most {limit} steps")
         check_positive("conversion.calibration", self.calibration)
