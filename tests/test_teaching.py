@@ -103,6 +103,24 @@ def test_answers_are_the_mean_of_the_teachers_logits_each_by_its_own_normalisati
         torch.testing.assert_close(one, (pixels[view, number] - MEAN[:, None, None]) / STD[:, None, None])
 
 
+def test_mirrored_answers_are_the_mean_over_each_view_and_its_mirror_image(tmp_path, monkeypatch):
+    images, other = pictures(), pictures(mean=torch.zeros(2), std=torch.ones(2))
+    teachers = [(network(0), images), (network(1), other)]
+    monkeypatch.setattr(teaching, "quantise", lambda network: network)
+    path = tmp_path / "answers.safetensors"
+    found = teaching.answered(images, teachers, 1, 3, path, Hooks(), composed=1, mirrored=True)
+    pixels = teaching.views_of(images, 1, 3, composed=1)
+    assert torch.equal(found.pixels, pixels)  # the student sees the view, and not its mirror image
+    with torch.no_grad():
+        for view in range(2):
+            seen = [pixels[view], pixels[view].flip(-1)]
+            wanted = sum(run(normaliser.normalised(one)).logits for run, normaliser in teachers for one in seen) / 4
+            torch.testing.assert_close(found.answers[view], wanted)
+            assert float((found.answers[view] - wanted.roll(1, 0)).abs().max()) > 1e-3
+    with pytest.raises(teas.TeasError, match="holds answers to other views"):
+        teaching.answered(images, teachers, 1, 3, path, Hooks(), composed=1)
+
+
 def test_answers_that_are_known_are_not_asked_for_again(tmp_path):
     images, path = pictures(), tmp_path / "answers.safetensors"
     whole = teaching.answered(images, [(network(0), images)], 3, 3, tmp_path / "whole.safetensors", Hooks())
@@ -144,7 +162,7 @@ def test_what_teachers_cannot_do_is_refused_before_work(tmp_path):
     taught = ("conversion.pretraining={epochs = 1}", "conversion.weights=''", "retraining.teachers=['gone']")
     for change, message in (
         ((), "distillation above 0"),
-        (("retraining.recipe={epochs = 1, distillation = 1.0, mirrored = true}",), "leave out tuned"),
+        (("retraining.recipe={epochs = 1, distillation = 1.0}", "retraining.tuned=2"), "leave out tuned"),
         (("retraining.recipe={epochs = 1, distillation = 1.0, mixup = 0.2}",), "leave out tuned"),
         (("retraining.recipe={epochs = 1, distillation = 1.0}", "retraining.views=0"), "views is 0"),
         (("retraining.recipe={epochs = 1, distillation = 1.0}", "retraining.composed=-1"), "composed is -1"),
@@ -190,7 +208,8 @@ def test_one_run_teaches_another(tmp_path):
     for name in ("train", "test"):
         np.random.default_rng(1).integers(0, 100, (30, 3074), np.uint8).tofile(tmp_path / f"cifar-100-binary/{name}.bin")
     said.clear()
-    more = config.parse(TEXT, "test", (*changes, "retraining.unlabelled=cifar100", "retraining.composed=1"))
+    more = config.parse(TEXT, "test", (*changes, "retraining.unlabelled=cifar100", "retraining.composed=1",
+                                         "retraining.recipe={epochs = 1, distillation = 0.9, mirrored = true}"))  # fmt: skip
     run(more, tmp_path / "more", data_folder=tmp_path, hooks=Hooks(say=said.append))
     assert any("answers of 1 to 2 views of 280 images," in line for line in said)
     assert any("answers of 1 to 2 views of 30 images without labels, and to 1 composed views" in line for line in said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
 import warnings
@@ -232,8 +233,10 @@ def retrain(
     before = _windows_in(found.start, found.semantics["code"]) if learned and found.start else windows
     student: nn.Module = Together({steps: trainable(steps) for steps in together}) if together else trainable(before, start=found.start)
     batches = datasets.loader(data.lessons or data.train, batch, shuffle_seed=found.seed)
+    # Teachers have answered mirror images already, once for all views.
+    recipe = dataclasses.replace(config.recipe, mirrored=False) if config.teachers else config.recipe
     train(
-        student, batches, config.recipe, teacher=found.ann, budget=windows.sum if learned else None, seed=found.seed,
+        student, batches, recipe, teacher=found.ann, budget=windows.sum if learned else None, seed=found.seed,
         checkpoint=folder / "checkpoints" / f"{name}.safetensors", progress=hooks.progress,
         on_epoch=lambda epoch: hooks.say(f"  {name} {epoch.number + 1:3d}  loss {epoch.loss:.4f}  train {epoch.accuracy:6.2f} %"),
     )  # fmt: skip

@@ -97,7 +97,8 @@ class RetrainingConfig:
     calibration inputs, instead of the recipe (see `Conversion.tuned`); 0 for none.
     teachers: run folders of networks for the same data that teach in place of the ANN; before training they answer each image, labelled or not, in `views`
     augmented views, and training draws from these. A teacher so many times larger costs no more than one of the network's own size. composed: so many
-    views more, each with a part of another image of the set pasted in (CutMix); they are learned from by the answers alone.
+    views more, each with a part of another image of the set pasted in (CutMix); they are learned from by the answers alone. With
+    `recipe.mirrored` they answer the mirror image of each view too, and the mean is learned, as it is of an ANN's answers.
     start: a run folder of the same architecture, whose network training starts from instead of the ANN: activity and damage are measured on it, and
     learned windows start from its own.
     """
@@ -118,10 +119,8 @@ class RetrainingConfig:
         check_positive("retraining.views", self.views)
         if self.composed < 0 or (self.composed and not self.teachers):
             raise TeasError(f"retraining.composed is {self.composed}; it is a number of views that retraining.teachers answer, 0 for none")
-        if self.teachers and (self.tuned or self.recipe.mixup or self.recipe.mirrored or not self.recipe.distillation):
-            raise TeasError(
-                "retraining.teachers answer to fixed views, once: leave out tuned, recipe.mixup and recipe.mirrored, and set recipe.distillation above 0"
-            )
+        if self.teachers and (self.tuned or self.recipe.mixup or not self.recipe.distillation):
+            raise TeasError("retraining.teachers answer to fixed views, once: leave out tuned and recipe.mixup, and set recipe.distillation above 0")
         if self.start and (self.tuned or self.recipe.together):
             raise TeasError("retraining.start is one network to train further: leave out tuned and recipe.together")
         if self.tuned < 0 or (self.tuned and (self.recipe.together or self.through_time or self.unlabelled or LEARNED in self.allocators)):

@@ -70,21 +70,27 @@ def views_of(images: datasets.Images, views: int, seed: int, composed: int = 0) 
         return torch.stack([view if number < views else pasted(view) for number, view in enumerate(found)])
 
 
-def answered(images: datasets.Images, teachers: Sequence[Teacher], views: int, seed: int, path: Path, hooks: Hooks, composed: int = 0) -> Views:
+def answered(
+    images: datasets.Images, teachers: Sequence[Teacher], views: int, seed: int, path: Path, hooks: Hooks, composed: int = 0, mirrored: bool = False
+) -> Views:
     """Views of the images with the teachers' answers: the mean of their logits, each on integer kernels where its weights in 8 bits run on them.
 
-    path: a file of answers, written after every view; those that are there already are not asked for again.
-    Raises `TeasError` for a file that is damaged or of other views.
+    path: a file of answers, written after every view; those that are there already are not asked for again. mirrored: the mean takes in their logits
+    for the view's mirror image. Raises `TeasError` for a file that is damaged or of other views.
     """
     pixels, total, kind = views_of(images, views, seed, composed), views + composed, json.dumps([views, composed] if composed else views)
+    if mirrored:
+        kind += " mirrored"
     networks = [(engine(network), normaliser) for network, normaliser in teachers]
+
+    def answer(part: Tensor) -> Tensor:
+        seen = [part, part.flip(-1)] if mirrored else [part]
+        return torch.stack([network(normaliser.normalised(image)) for network, normaliser in networks for image in seen]).mean(0)
+
     found = _known(path, len(images), kind)
     for view in range(len(found), total):
         parts = [pixels[view, at : at + BATCH] for at in range(0, len(images), BATCH)]
-        answers = [
-            torch.stack([network(normaliser.normalised(part)) for network, normaliser in networks]).mean(0)
-            for part in hooks.progress(parts, f"answers to view {view + 1}/{total}")
-        ]
+        answers = [answer(part) for part in hooks.progress(parts, f"answers to view {view + 1}/{total}")]
         found.append(torch.cat(answers).cpu())
         write_atomically(path, save({"answers": torch.stack(found)}, metadata={"views": kind}))
     labels = images.labels.cpu()
@@ -171,7 +177,8 @@ def add_answers(data: datasets.Data, experiment: Experiment, data_folder: Path |
         teachers.append((network.to(data.train.labels.device), known.train))
 
     def asked(images: datasets.Images, name: str) -> Views:
-        return answered(images, teachers, config.views, experiment.seeds[0], folder / "checkpoints" / f"{name}.safetensors", hooks, config.composed)
+        file = folder / "checkpoints" / f"{name}.safetensors"
+        return answered(images, teachers, config.views, experiment.seeds[0], file, hooks, config.composed, config.recipe.mirrored)
 
     lessons = asked(data.train, "answers")
     if data.lessons:
