@@ -7,8 +7,12 @@ import torch
 
 import teas as library
 from teas.ann.resnet import CifarResNet
-from teas.study import adapting
+from teas.study import adapting, config
+from teas.study import data as datasets
+from teas.study.experiment import run
 from teas.study.hooks import Hooks
+from teas.study.metrics import evaluate
+from teas.study.run_folder import load_run
 from test_cli import teas
 from test_conversion_study import TEXT, small_cifar
 
@@ -41,3 +45,22 @@ def test_a_conversion_adapts_to_a_folder_that_evaluates(tmp_path, monkeypatch, r
     (tmp_path / "other.toml").write_text(TEXT)
     with pytest.raises(library.TeasError, match="other settings"):
         adapting.run(tmp_path / "other.toml", tmp_path, **options, out=where)
+
+
+@pytest.mark.filterwarnings("ignore:at 64 steps")  # random weights
+def test_what_starts_from_a_network_is_measured_and_judged_on_it_and_not_on_the_ann(tmp_path, monkeypatch):
+    small_cifar(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = TEXT.replace("= 100", "= 20").replace("ann.th", "random").replace("means = [8, 2]", "means = []\ndamage_windows = [2]\ndamage_full = 4")
+    first = text + "[retraining]\nmeans = [4]\nallocators = ['uniform']\nrecipe = {epochs = 1, rate = 0.01}"
+    run(config.parse(first, "test", ("name=first",)), tmp_path / "first", data_folder=tmp_path)
+    second = text + "[retraining]\nstart = 'first'\nmeans = [3]\nallocators = ['damage']\nrecipe = {epochs = 1, rate = 1e-12}"
+    (tmp_path / "second.toml").write_text(second.replace('"tiny"', '"second"'))
+    options = {"max_loss": 100.0, "minimise": "sum", "allocators": ["uniform", "damage"], "means": [3], "hooks": Hooks()}
+    found, _ = adapting.run(tmp_path / "second.toml", tmp_path, **options)
+    start, data, _ = load_run(tmp_path / "first")
+    start.eval()
+    for point in found["points"][:-1]:
+        wanted = evaluate(start.with_windows(point["windows"]), datasets.loader(data.validation, 100), 0)
+        assert (point["accuracy"], point["spikes"]) == (wanted.accuracy, wanted.spikes), point["allocator"]
+    assert found["points"][-1]["windows"] == found["points"][-2]["windows"]  # retrained where damage to the network says, too

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from teas.spiking.network import SpikingNetwork
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
 from teas.study.conversion import Comparison, retrain
-from teas.study.conversion_config import RetrainingConfig
+from teas.study.conversion_config import ConversionConfig, RetrainingConfig
 from teas.study.experiment import EVALUATION_BATCH
 from teas.study.explore import ALLOCATORS, COSTS, MEANS, Point, candidates, judged, measure, measured_points
 from teas.study.hooks import Hooks
@@ -36,7 +38,8 @@ def run(
 ) -> tuple[dict[str, Any], Path]:  # fmt: skip
     """The cheapest network of a run folder or a conversion's TOML file that loses at most `max_loss` points of accuracy on held-out images.
 
-    All allocators at all means are tried, and with a table [retraining] its allocators at its means, retrained. What is written to the folder (by
+    All allocators at all means are tried, and with a table [retraining] its allocators at its means, retrained; of the network that it starts from, where
+    it names one, and not of the ANN. What is written to the folder (by
     default beside the run's own, `NAME-adapted`) is a run folder itself: `teas evaluate` takes it. Returns the front as `explore` does, and that folder.
     Raises `TeasError` for an unknown cost, a loss that is negative, or a folder that holds something else.
     """
@@ -49,12 +52,18 @@ def run(
         raise TeasError(f"{folder} is the run's own folder, whose network would be overwritten; choose another one with --out")
     open_folder(experiment, folder, data_folder, resume=True)
     subject = open_subject(path, data_folder, device=torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+    context, start = fingerprint(path, data_folder), None
     if subject.converted:
         advise(experiment, subject.data.train.labels.device, hooks)
         data = add_unlabelled(subject.data, experiment, data_folder)
         start = starting_network(experiment, data, data_folder)
         subject = replace(subject, data=add_answers(data, experiment, data_folder, subject.folder, hooks))
-    cache = Cache(source / "cache", fingerprint(path, data_folder))
+    if start and experiment.conversion and experiment.retraining:
+        # The network at hand is the one to start from: its ANN plays no part in it, and may never have been trained.
+        at = partial(_at, start, experiment.conversion)
+        weights = (Path(experiment.retraining.start) / FILES[0]).read_bytes()
+        subject, context = replace(subject, make=at, plain=at), {**context, "start": hashlib.sha256(weights).hexdigest()}
+    cache = Cache(source / "cache", context)
     points = measured_points(subject, cache, allocators, means, hooks)
     networks: dict[int, SpikingNetwork] = {}
     if experiment.retraining and subject.converted:
@@ -89,6 +98,12 @@ def retrained(
             point = {"allocator": f"{allocator}, retrained", "target": target, **_measured(subject, network, "held out")}
             hooks.say(f"  held out, retrained  mean {windows.mean:6.2f}  {point['accuracy']:.2f} %")
             yield point, network
+
+
+def _at(start: SpikingNetwork, settings: ConversionConfig, windows: TimeWindows) -> SpikingNetwork:
+    """The network that a retraining starts from at other windows, spiking as the conversion says."""
+    options = {name: getattr(settings, name) for name in ("code", "firing", "layout", "transform")}
+    return SpikingNetwork(start.module, windows, **options).eval()
 
 
 def _measured(subject: Subject, network: SpikingNetwork, split: str) -> Point:

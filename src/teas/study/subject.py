@@ -21,6 +21,7 @@ from teas.spiking.time_windows import TimeWindows
 from teas.study import config, conversion
 from teas.study import data as datasets
 from teas.study.config import Experiment
+from teas.study.conversion_config import RANDOM
 from teas.study.imagenet import Pictures
 from teas.study.run_folder import holds_network, load_data, load_run, open_folder, open_run, read_marker
 
@@ -120,11 +121,11 @@ def fingerprint(path: Path, data_folder: Path | None) -> dict[str, Any]:
 
 
 def _weights(experiment: Experiment, path: Path, data_folder: Path | None) -> bytes:
-    """The file of the run's network, of the ANN to convert, or of the one that the run trained; nothing where that is still to be trained."""
+    """The file of the run's network, of the ANN to convert, or of the one that the run trained; nothing where that is still to be trained, or random."""
     converted = experiment.conversion
     if converted is None or (path.suffix != ".toml" and holds_network(path, experiment)):
         file = path / "weights.safetensors"
-    elif converted.weights:
+    elif converted.weights not in ("", RANDOM):
         file = (data_folder or Path()) / converted.weights
     else:
         return b""
