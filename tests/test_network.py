@@ -138,6 +138,25 @@ def test_gradients_reach_every_parameter_through_unequal_windows():
         assert parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected")
+@pytest.mark.parametrize("options", [{}, {"firing": "two_phase"}, {"firing": "two_phase", "code": "radix"}])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_network_may_be_part_of_what_is_compiled(options, training):
+    networks = [teas.SpikingNetwork(Residual().train(training), {"first": 3, "shared": 2, "shared#2": 5}, **options).train(training) for _ in range(2)]
+    plain, compiled = networks
+    compiled.load_state_dict(plain.state_dict())
+    torch._dynamo.reset()
+    head = torch.compile(lambda x: compiled(2 * x).logits.tanh(), backend="eager")
+    answers = [plain(2 * inputs()).logits.tanh(), head(inputs())]
+    assert torch.equal(*answers)
+    assert answers[0].abs().sum() > 0
+    if training:
+        for answer in answers:
+            answer.square().sum().backward()
+        for (name, ours), theirs in zip(compiled.named_parameters(), plain.parameters(), strict=True):
+            assert torch.equal(ours.grad, theirs.grad), name
+
+
 def test_first_spike_logits_are_negative_times():
     torch.manual_seed(0)
     network = teas.SpikingNetwork(mlp(), {"1": 4, "3": 6}, code="first_spike", encoding="latency")

@@ -111,8 +111,10 @@ class SpikingNetwork(nn.Module):
         Raises `TeasError` for inputs that are not finite: before any work, but on a GPU that trains once its step is under way, and never while a step
         is captured as a CUDA graph.
         """
-        check = check_inputs(inputs)
-        output = self._run(inputs, keep_spikes, given)
+        run, check = self._run, check_inputs(inputs)
+        if torch.compiler.is_compiling():  # it can't be traced; what takes time in it is compiled already
+            run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
+        output = run(inputs, keep_spikes, given)
         check()
         return output
 
