@@ -9,6 +9,21 @@ from torch import Tensor
 
 from teas.errors import TeasError
 
+SHORT = (torch.float16, torch.bfloat16)
+
+
+def check_call(inputs: Tensor, weights: torch.dtype) -> None:
+    """Raise `TeasError` for a call that no network answers: of something else than a tensor, with 16-bit weights, or by torch.export."""
+    if not isinstance(inputs, Tensor):
+        raise TeasError(f"a network takes a tensor [batch, *shape]; got {type(inputs).__name__}: give torch.as_tensor of it")
+    if torch.compiler.is_exporting():
+        raise TeasError("torch can't export a spiking network, whose steps differ from layer to layer; write it with teas.to_onnx or teas.to_nir")
+    if weights in SHORT:
+        raise TeasError(
+            f"the weights are {weights}, and potentials need 32 bits: keep the weights in float32 (network.float()) and run it under "
+            f"torch.autocast({inputs.device.type!r}, {weights})"
+        )
+
 
 def check_inputs(inputs: Tensor) -> Callable[[], None]:
     """Raise `TeasError` where inputs are not finite; a GPU in training is asked, and waited for by the function that is returned, lest it run dry."""

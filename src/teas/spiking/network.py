@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from teas.errors import TeasError
-from teas.spiking.checks import check_inputs
+from teas.spiking.checks import check_call, check_inputs
 from teas.spiking.coding import BINARY, RADIX_LONGEST, count_to_train, encode, first_spike_time, levels_of, radix_train, spikes_of
 from teas.spiking.neuron import IF, Emission, run_immediate, run_two_phase
 from teas.spiking.recompute import kept_as_bits, recomputed
@@ -108,9 +108,10 @@ class SpikingNetwork(nn.Module):
         """Logits and a record per layer for inputs `[batch, *shape]`; `keep_spikes` keeps every train in the record.
 
         given: what some layers emit, taken as it is instead of being computed.
-        Raises `TeasError` for inputs that are not finite: before any work, but on a GPU that trains once its step is under way, and never while a step
-        is captured as a CUDA graph.
+        Raises `TeasError` for weights in 16 bits, where torch.export runs it, and for inputs that are not finite: before any work, but on a GPU that
+        trains once its step is under way, and never while a step is captured as a CUDA graph.
         """
+        check_call(inputs, next((p.dtype for p in self.module.parameters()), torch.float32))
         run, check = self._run, check_inputs(inputs)
         if torch.compiler.is_compiling():  # it can't be traced; what takes time in it is compiled already
             run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
