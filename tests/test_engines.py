@@ -355,6 +355,8 @@ def test_damaged_input_is_refused(engine):
     run = engine.prepare(network)
     with pytest.raises(teas.TeasError, match="NaN or infinite"):
         run(inputs * float("nan"))
+    with pytest.raises(teas.TeasError, match="takes a tensor .* got ndarray"):
+        run(inputs.numpy())
 
 
 def test_a_prepared_network_is_a_snapshot():

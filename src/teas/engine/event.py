@@ -16,7 +16,7 @@ from teas.engine.contract import Run, check_runnable, why_not_on_cpu
 from teas.engine.event_layout import Layout, Map, Numbers
 from teas.engine.event_plan import Dense, Shape, terms_of
 from teas.engine.reference import ReferenceEngine
-from teas.errors import TeasError
+from teas.spiking.checks import check_inputs
 from teas.spiking.coding import encode, first_spike_time
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.record import LayerRecord, Output
@@ -66,8 +66,7 @@ class EventEngine:
         @torch.no_grad()
         def run(inputs: Tensor) -> Output:
             with _one_torch_thread() as threads:
-                if not inputs.isfinite().all():
-                    raise TeasError(f"the input of shape {tuple(inputs.shape)} has NaN or infinite values; clean the data first")
+                check_inputs(inputs)
                 if len(inputs) == 0:
                     return ReferenceEngine().prepare(network, keep)(inputs)
                 shape = tuple(inputs.shape[1:])

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from teas.errors import TeasError
 
 SHORT = (torch.float16, torch.bfloat16)
 
 
-def check_call(inputs: Tensor, weights: torch.dtype) -> None:
-    """Raise `TeasError` for a call that no network answers: of something else than a tensor, with 16-bit weights, or by torch.export."""
-    if not isinstance(inputs, Tensor):
-        raise TeasError(f"a network takes a tensor [batch, *shape]; got {type(inputs).__name__}: give torch.as_tensor of it")
+def check_call(module: nn.Module, inputs: Tensor) -> None:
+    """Raise `TeasError` for a call that the reference never answers: by torch.export, or of a module with 16-bit weights."""
     if torch.compiler.is_exporting():
         raise TeasError("torch can't export a spiking network, whose steps differ from layer to layer; write it with teas.to_onnx or teas.to_nir")
+    weights = next((parameter.dtype for parameter in module.parameters()), torch.float32)
     if weights in SHORT:
         raise TeasError(
             f"the weights are {weights}, and potentials need 32 bits: keep the weights in float32 (network.float()) and run it under "
@@ -26,7 +25,9 @@ def check_call(inputs: Tensor, weights: torch.dtype) -> None:
 
 
 def check_inputs(inputs: Tensor) -> Callable[[], None]:
-    """Raise `TeasError` where inputs are not finite; a GPU in training is asked, and waited for by the function that is returned, lest it run dry."""
+    """Raise `TeasError` where inputs are no tensor, or not finite; a GPU in training is asked, and waited for by what is returned, lest it run dry."""
+    if not isinstance(inputs, Tensor):
+        raise TeasError(f"a network takes a tensor [batch, *shape]; got {type(inputs).__name__}: give torch.as_tensor of it")
 
     def judge(finite: Tensor, known: torch.cuda.Event | None = None) -> None:
         if known:

@@ -111,7 +111,7 @@ class SpikingNetwork(nn.Module):
         Raises `TeasError` for weights in 16 bits, where torch.export runs it, and for inputs that are not finite: before any work, but on a GPU that
         trains once its step is under way, and never while a step is captured as a CUDA graph.
         """
-        check_call(inputs, next((p.dtype for p in self.module.parameters()), torch.float32))
+        check_call(self.module, inputs)
         run, check = self._run, check_inputs(inputs)
         if torch.compiler.is_compiling():  # it can't be traced; what takes time in it is compiled already
             run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
