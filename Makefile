@@ -34,9 +34,9 @@ bench: $(VENV)/ready  ## ratios of time and memory: our engines beside other lib
 	$(BIN)/teas bench --network resnet20 --window 8 --seconds 12 --contender train_spikingjelly_multistep --contender train_teas
 	$(BIN)/python benchmarks/training_step.py
 
-docs: $(VENV)/ready  ## the documentation, into site/; any broken link or reference is an error
+docs: $(VENV)/ready  ## the documentation, into site/; any broken link or reference is an error, which --quiet would hide
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
