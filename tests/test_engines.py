@@ -355,7 +355,7 @@ def test_damaged_input_is_refused(engine):
     run = engine.prepare(network)
     with pytest.raises(teas.TeasError, match="NaN or infinite"):
         run(inputs * float("nan"))
-    with pytest.raises(teas.TeasError, match="takes a tensor .* got ndarray"):
+    with pytest.raises(teas.TeasError, match=r"takes a tensor .* got ndarray"):
         run(inputs.numpy())
 
 

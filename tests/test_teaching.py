@@ -15,6 +15,7 @@ from teas.study import data as datasets
 from teas.study.conversion import load_conversion
 from teas.study.experiment import run
 from teas.study.hooks import Hooks
+from teas.study.report import note
 from teas.study.run_folder import load_run
 from test_conversion_study import TEXT, small_cifar
 from test_quantised import Net, samples, student
@@ -238,7 +239,9 @@ def test_one_run_teaches_another(tmp_path):
     *_, probe = load_conversion(page, page.conversion, data, tmp_path, torch.device("cpu"), tmp_path / "digits")
     before = load_run(tmp_path / "two")[0].eval()
     wanted = teas.measure_damage(teas.to_radix(before, 3).with_windows, teas.TimeWindows.uniform(before.windows, 3), [1, 2], probe)
-    for layer, points in json.loads((tmp_path / "digits/metrics.json").read_text())["damage"].items():
+    metrics = json.loads((tmp_path / "digits/metrics.json").read_text())
+    assert "another league than spikes that count" in note(metrics)
+    for layer, points in metrics["damage"].items():
         assert {int(steps): value for steps, value in points.items()} == pytest.approx(wanted[layer], rel=1e-4, abs=1e-9), layer
 
     other = (*changes, *start, "conversion.architecture=vgg16", f"retraining.start='{tmp_path / 'two'}'")

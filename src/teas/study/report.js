@@ -37,7 +37,8 @@ const fontSize = () => (matchMedia("(max-width: 40rem)").matches ? 20 : 13); // 
 const short = (value) => (value >= 1000 ? Math.round(value).toLocaleString("en") : Number(value.toPrecision(4)).toString());
 
 function ticks(low, high, log) { // round numbers between two bounds
-  if (log) return [1, 2, 5].flatMap((m) => [...Array(9).keys()].map((k) => m * 10 ** k)).filter((x) => x >= low && x <= high).sort((a, b) => a - b);
+  const decades = log ? [1, 2, 5].flatMap((m) => [...Array(9).keys()].map((k) => m * 10 ** k)).filter((x) => x >= low && x <= high).sort((a, b) => a - b) : [];
+  if (decades.length > 2) return decades; // else even steps do on a short axis
   const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20].find((s) => (high - low) / s <= 6) || 50;
   return [...Array(Math.floor(high / step) - Math.ceil(low / step) + 1).keys()].map((k) => (Math.ceil(low / step) + k) * step);
 }

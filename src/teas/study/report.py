@@ -112,8 +112,9 @@ def note(metrics: dict[str, Any]) -> str:
     if is_ablation(metrics):
         return ablation_report.note(metrics)
     if is_conversion(metrics):
+        digits = "windows say binary digits, another league than spikes that count; " if metrics["semantics"].get("code") == "radix" else ""
         return (
-            f"{metrics['samples']} test images, ANN {metrics['ann_accuracy']:.2f} %; {metrics['semantics']['firing']} firing; "
+            f"{metrics['samples']} test images, ANN {metrics['ann_accuracy']:.2f} %; {metrics['semantics']['firing']} firing; {digits}"
             "thresholds and windows from training images. p: McNemar's exact test against the uniform windows of equal mean, on the same images."
         )
     seed = next(iter(metrics["seeds"].values()))["full"]
