@@ -1,4 +1,4 @@
-"""Reference pages: a line of a docstring that begins with `name: ` explains a parameter or field, and becomes an item of a list."""
+"""Reference pages: a line that begins with `name: ` explains a parameter or field: an item of a list."""
 
 import re
 from typing import Any
@@ -14,12 +14,16 @@ def itemised(text: str) -> str:
     result, inside = [first], False
     for line in lines:
         if _ITEM.match(line):
-            result += ([] if inside else [""]) + [_ITEM.sub(lambda found: f"- **{found[1].replace('`', '')}**: ", line)]
+            result += ([] if inside else [""]) + [
+                _ITEM.sub(lambda found: f"- **{found[1].replace('`', '')}**: ", line)
+            ]
             inside = True
         elif not line.strip():
             inside = False
             result.append(line)
-        elif inside and (line[:1].isupper() or line[:1] == "`") and result[-1].rstrip().endswith("."):
+        elif (
+            inside and (line[:1].isupper() or line[:1] == "`") and result[-1].rstrip().endswith(".")
+        ):
             result += ["", line]
             inside = False
         else:
