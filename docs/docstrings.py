@@ -1,4 +1,4 @@
-"""Reference pages: a line that begins with `name: ` explains a parameter or field: an item of a list."""
+"""Reference pages: a line that begins with `name: ` explains a parameter, and becomes an item."""
 
 import re
 from typing import Any
