@@ -244,9 +244,60 @@ class Branching(nn.Module):
         return F.relu(x) if x.max() > 0 else x
 
 
+class Sized(nn.Module):
+    """Asks for sizes in every way that a plain trace has no answer to; `Plain` is the same network written for inputs of 3x7x7."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, stride=2), nn.Linear(4 * 4 * 4, 5)
+        self.mean = nn.Buffer(torch.tensor(0.1))
+
+    def forward(self, x):
+        if x.shape[-1] < 5 or x.dim() != 4:
+            raise ValueError(f"too small: {x.shape}")
+        missing = max((math.ceil(x.size(2) / 2) - 1) * 2 + 3 - x.size(2), 0)
+        x = F.relu(self.conv(F.pad(x - self.mean, [missing // 2, missing - missing // 2] * 2)))
+        for _ in range(x.ndim - 2):
+            x = x * 0.5
+        batch, channels, rows, columns = x.size()
+        return self.fc(x.reshape(batch, channels * rows * columns))
+
+
+class Plain(Sized):
+    def forward(self, x):
+        x = F.relu(self.conv(F.pad(x - self.mean, [1, 1, 1, 1])))
+        return self.fc(torch.flatten(x * 0.5 * 0.5, 1))
+
+
+def test_a_network_that_looks_at_sizes_is_converted_for_the_calibration_s_size_and_any_batch():
+    sized, calibration = Sized().eval(), [images(4, 3, 7, 7), images(2, 3, 7, 7)]
+    plain = Plain().eval()
+    plain.load_state_dict(sized.state_dict())
+    with pytest.warns(UserWarning, match=r"Sized's forward pass asks for the size of a tensor; it is converted for inputs of \(3, 7, 7\) alone") as warned:
+        conversion = teas.convert(sized, iter(calibration))  # an iterator gives its first batch once
+    assert warned[0].filename == __file__
+    expected = teas.convert(plain, calibration)
+    for batch in (1, 2, 6):
+        inputs = images(batch, 3, 7, 7)
+        assert torch.equal(conversion.at(5)(inputs).logits, expected.at(5)(inputs).logits)
+    with pytest.warns(UserWarning, match="converted for inputs"):
+        student = conversion.trainable(5)
+    assert torch.equal(student(inputs), expected.trainable(5)(inputs))
+
+
+def test_a_size_that_depends_on_the_batch_is_no_constant():
+    class Batched(Sized):
+        def forward(self, x):
+            return super().forward(x if x.shape[0] > 1 else x + 1)
+
+    with pytest.raises(teas.TeasError, match=r'test_convert.py:\d+ in forward: "return super\(\).forward\(x if x.shape\[0\] > 1'):
+        teas.convert(Batched(), [images(4, 3, 7, 7)])
+
+
 @pytest.mark.parametrize(
     ("ann", "calibration", "message"),
     [
+        (Sized(), [images(2, 3, 4, 4)], r"test_convert.py:\d+ in forward: .*too small"),
         (Branching(), [images(2, 4)], r"test_convert.py:\d+ in forward"),
         (nn.Linear(2, 2), [images(2, 2)], "no ReLU at all"),
         (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), [], "the data is empty"),

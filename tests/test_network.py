@@ -209,9 +209,42 @@ class Writes(nn.Module):
         return self.fire(x)
 
 
+class Options(nn.Module):
+    """Takes more than its input, by default nothing that changes what it returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, x, shortcut=None, scale=2.0, *, features=False, **_):
+        x = self.body(x)
+        if shortcut is not None:
+            x = x + shortcut
+        if features:
+            return {"features": x}
+        return x * scale
+
+
+def test_further_arguments_of_the_forward_pass_have_their_defaults():
+    module = Options()
+    assert torch.equal(teas.SpikingNetwork(module, 4)(torch.ones(2, 6)).logits, 2 * teas.SpikingNetwork(module.body, 4)(torch.ones(2, 6)).logits)
+
+
+class Returns(Options):
+    def forward(self, x, features=True):
+        return super().forward(x, features=features)
+
+
+class Two(Options):
+    def forward(self, x, y, features=False):
+        return super().forward(x, y, features=features)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: teas.SpikingNetwork(Returns(), 4), "returns a dict; it must return one tensor: wrap it"),
+        (lambda: teas.SpikingNetwork(Two(), 4), r"cannot trace Two at .*test_network.py:\d+ in forward"),
         (lambda: teas.SpikingNetwork(mlp(), {"1": 0, "3": 4}), "layer '1' is 0; it must be an integer >= 1"),
         (lambda: teas.SpikingNetwork(mlp(), 0), "must be an integer >= 1"),
         (lambda: teas.SpikingNetwork(mlp(), {"1": 4, "3": 4, "fc9": 2}), "unknown layer 'fc9'"),

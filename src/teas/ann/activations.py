@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import math
 import operator
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from teas.ann.quantised import QuantisedReLU
+from teas.ann.sized_trace import SizedTracer
 from teas.errors import TeasError
-from teas.spiking.trace import untraceable, without_side_effects
+from teas.spiking.trace import OneInputTracer, check_one_tensor, untraceable, without_side_effects
 
 _RELU = {nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
 _RELU6 = {nn.ReLU6, F.relu6}
@@ -55,25 +57,42 @@ class Activation:
     quantised: QuantisedReLU | None = None
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(OneInputTracer):
     record_stack_traces = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, QuantisedReLU) or super().is_leaf_module(m, module_qualified_name)
 
 
-def traced(ann: nn.Module, fold: bool = True) -> fx.GraphModule:
-    """The ANN in evaluation mode as a graph on copies of its weights, batch norms folded unless told not to; raises `TeasError` where tracing breaks."""
+def traced(ann: nn.Module, inputs: Tensor | None, fold: bool = True) -> fx.GraphModule:
+    """The ANN in evaluation mode as a graph on copies of its weights, batch norms folded unless told not to.
+
+    inputs: `[batch, *shape]`, for whose size it is traced, with a warning, where its forward pass looks at sizes. Raises `TeasError` where tracing breaks.
+    """
     ann = copy.deepcopy(ann).eval()
     try:
-        graph = _Tracer().trace(ann)
+        graph = _graph(ann, inputs)
     except Exception as error:  # the module's own code runs here and may raise anything
         raise untraceable(ann, error) from error
+    check_one_tensor(graph, ann)
     without_side_effects(graph, ann)
     module = fx.GraphModule(ann, graph, type(ann).__name__)
     if fold:
         _fold_batch_norms(module)
     return module
+
+
+def _graph(ann: nn.Module, inputs: Tensor | None) -> fx.Graph:
+    try:
+        return _Tracer().trace(ann)
+    except Exception:  # of the module's own code, which may do without an answer that this tracer has not
+        if inputs is None:
+            raise
+    graph = SizedTracer(_Tracer(), inputs).trace(ann)
+    warnings.warn(
+        f"{type(ann).__name__}'s forward pass asks for the size of a tensor; it is converted for inputs of {tuple(inputs.shape[1:])} alone", stacklevel=5
+    )
+    return graph
 
 
 def _target_key(module: fx.GraphModule, node: fx.Node) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -149,7 +150,7 @@ class Conversion:
 
     def _student(self, windows: TimeWindows, code: str, fold: bool) -> fx.GraphModule:
         """A copy of the ANN, its activations quantised as these windows make them."""
-        graph = traced(self._ann, fold=fold)
+        graph = traced(self._ann, self._batches[0], fold=fold)
         activations = {found.name: found for found in find_activations(graph, amplitudes=False)}
         graph.delete_all_unused_submodules()
         quantisers = {
@@ -268,7 +269,8 @@ def convert(
     """
     check_choice("threshold", threshold, (*METHODS, OUTPUT))
     check_margin(margin, threshold)
-    graph = traced(ann)
+    calibration, first = _peeked(calibration)
+    graph = traced(ann, first)
     refuse_unconvertible(graph)
     activations = find_activations(graph)
     if not activations:
@@ -285,6 +287,15 @@ def convert(
     conversion = Conversion(ann, graph, activations, samples, _kept(kept), tuple(held_out), threshold, {"v0": v0, "per_channel": per_channel, "margin": margin})
     _warn_of_suspicious(conversion, {a.name: a.quantised.window if a.quantised else _PROBE for a in activations})
     return conversion
+
+
+def _peeked(calibration: Iterable[Tensor | tuple[Tensor, ...]]) -> tuple[Iterable[Tensor | tuple[Tensor, ...]], Tensor | None]:
+    """The calibration with its first inputs, None where it is empty."""
+    batches = iter(calibration)
+    first = next(batches, None)
+    if first is None:
+        return (), None
+    return itertools.chain([first], batches), first if isinstance(first, Tensor) else first[0]
 
 
 def _record(recording: nn.Module, calibration: Iterable[Tensor | tuple[Tensor, ...]], held_out: int) -> tuple[list[Tensor], list[Tensor]]:

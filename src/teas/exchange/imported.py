@@ -14,7 +14,7 @@ from teas.exchange.unrolled import one_step
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.neuron import IF, LIF
 from teas.spiking.time_windows import TimeWindows
-from teas.spiking.trace import untraceable, without_side_effects
+from teas.spiking.trace import OneInputTracer, untraceable, without_side_effects
 
 Replace = Callable[[Any, str], nn.Module | None]
 Windows = TimeWindows | Mapping[str, int] | int | None
@@ -33,7 +33,7 @@ class Neurons(nn.Module):
         raise AssertionError("a leaf of the trace")
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(OneInputTracer):
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return isinstance(module, Neurons) or super().is_leaf_module(module, path)
 

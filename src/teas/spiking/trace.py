@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import operator
 import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from teas.spiking.neuron import IF, Amplitude
 
 INPUT = "input"
 READOUT = "readout"
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -62,22 +65,32 @@ class Layer:
     current: str  # the value that charges the neurons
 
 
-class _Tracer(fx.Tracer):
+class OneInputTracer(fx.Tracer):
+    """A tracer for modules that are called with their input alone: further arguments have their defaults."""
+
+    def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        arguments = list(inspect.signature(root_fn).parameters.values())[1:]
+        if len(arguments) > 1 and all(argument.default is not argument.empty or argument.kind in _VARIADIC for argument in arguments[1:]):
+            return super().create_args_for_root(lambda module, inputs: root_fn(module, inputs), is_module, concrete_args)
+        return super().create_args_for_root(root_fn, is_module, concrete_args)
+
+
+class _Tracer(OneInputTracer):
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return isinstance(module, (IF, Amplitude)) or super().is_leaf_module(module, path)
 
 
 def untraceable(module: nn.Module, error: Exception) -> TeasError:
     """The line of the user's own code that breaks tracing, and what to do about it."""
-    library = (torch.__path__[0], __file__)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(library) and "/teas/spiking/" not in f.filename]
+    library = (torch.__path__[0], str(Path(__file__).parents[1]))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(library)]
     where = ""
     if frames:
         frame = frames[-1]
         line = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
         where = f' at {frame.filename}:{frame.lineno} in {frame.name}: "{line}"'
     return TeasError(
-        f"cannot trace {type(module).__name__}{where}. The forward pass must not depend on the values of tensors ({error}). "
+        f"cannot trace {type(module).__name__}{where}. The forward pass must not depend on the values or sizes of tensors ({error}). "
         "Decide such branches by a constant set in __init__, or move that code out of the module."
     )
 
@@ -113,6 +126,17 @@ def without_side_effects(graph: fx.Graph, module: nn.Module) -> None:
             node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
 
 
+def check_one_tensor(graph: fx.Graph, module: nn.Module) -> None:
+    """Raise `TeasError` for a forward pass that takes more than one input or returns something else than one tensor."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and not node.args]
+    if len(inputs) != 1:
+        raise TeasError(f"{type(module).__name__}.forward takes {len(inputs)} inputs; a spiking network has exactly one")
+    result = graph.output_node().args[0]
+    if not isinstance(result, fx.Node):
+        kind = next((kind.__name__ for kind in (dict, list, tuple) if isinstance(result, kind)), type(result).__name__)
+        raise TeasError(f"{type(module).__name__}.forward returns a {kind}; it must return one tensor: wrap it in a module that returns the logits alone")
+
+
 def cut(module: nn.Module) -> tuple[Layer, ...]:
     """The layers of a module, in order of execution; the last is a readout unless the output is itself a spiking layer.
 
@@ -126,9 +150,8 @@ def cut(module: nn.Module) -> tuple[Layer, ...]:
     except Exception as error:  # the module's own code runs here and may raise anything
         raise untraceable(module, error) from error
     without_side_effects(graph, module)
+    check_one_tensor(graph, module)
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    if len([node for node in inputs if not node.args]) != 1:
-        raise TeasError(f"{type(module).__name__}.forward takes {len(inputs)} inputs; a spiking network has exactly one")
     neurons = {name for name, child in module.named_modules() if isinstance(child, IF)}
     layers: list[Layer] = []
     layer_of: dict[fx.Node, str] = {inputs[0]: INPUT}
@@ -140,9 +163,7 @@ def cut(module: nn.Module) -> tuple[Layer, ...]:
             layers.append(_layer(name or "neurons", node.target, node.all_input_nodes[0], layer_of))
             layer_of[node] = layers[-1].name
         elif node.op == "output":
-            result = node.args[0]
-            if not isinstance(result, fx.Node):
-                raise TeasError(f"{type(module).__name__}.forward returns a {type(result).__name__}; it must return one tensor")
+            result: Any = node.args[0]
             if not layers:
                 raise TeasError(f"{type(module).__name__} has no spiking layer; put teas.IF() or teas.LIF() where its activations are")
             if layer_of.get(result) != layers[-1].name:
