@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import teas
 from teas.ann.thresholds import Samples, fit, quantised
@@ -300,6 +301,10 @@ def test_a_size_that_depends_on_the_batch_is_no_constant():
         (Sized(), [images(2, 3, 4, 4)], r"test_convert.py:\d+ in forward: .*too small"),
         (Branching(), [images(2, 4)], r"test_convert.py:\d+ in forward"),
         (nn.Linear(2, 2), [images(2, 2)], "no ReLU at all"),
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), images(2, 2), r"got one tensor of shape \(2, 2\): put it into a list"),
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), TensorDataset(images(2, 2)), "got TensorDataset: give a DataLoader of it"),
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), [{"inputs": images(2, 2)}], "a tuple that begins with one; got dict"),
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), [images(2, 2).double()], "input is torch.float64, and the weights are torch.float32"),
         (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), [], "the data is empty"),
         (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), [torch.full((2, 2), float("nan"))], "NaN or infinite"),
     ],

@@ -357,6 +357,8 @@ def test_damaged_input_is_refused(engine):
         run(inputs * float("nan"))
     with pytest.raises(teas.TeasError, match=r"takes a tensor .* got ndarray"):
         run(inputs.numpy())
+    with pytest.raises(teas.TeasError, match=r"input is torch.float16, and the weights are torch.float\d+: give inputs.to"):
+        run(inputs.half())
 
 
 def test_a_prepared_network_is_a_snapshot():

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -250,6 +251,7 @@ class Two(Options):
         (lambda: teas.SpikingNetwork(mlp(), {"1": 4, "3": 4, "fc9": 2}), "unknown layer 'fc9'"),
         (lambda: teas.SpikingNetwork(mlp(), {"1": 4}), "no window for layer '3'"),
         (lambda: teas.SpikingNetwork(mlp(), {"1": 2.5, "3": 4}), "2.5"),
+        (lambda: teas.SpikingNetwork(mlp(), [4, 3]), r"mapping of layer name to steps; got \[4, 3\]"),
         (lambda: teas.SpikingNetwork(nn.Linear(2, 2), 4), "no spiking layer"),
         (lambda: teas.SpikingNetwork(Branching(), 4), r"test_network.py:\d+ in forward: \"if x.sum\(\) > 0:\""),
         (lambda: teas.SpikingNetwork(Writes(), 4), r'in forward: "x\[:, 0\] = 0"'),
@@ -261,6 +263,7 @@ class Two(Options):
         (lambda: teas.SpikingNetwork(mlp(), 4, encoding="latency"), "first-spike code"),
         (lambda: teas.SpikingNetwork(mlp(), 4)(torch.full((1, 6), float("nan"))), "NaN or infinite"),
         (lambda: teas.SpikingNetwork(mlp(), 4)(torch.ones(1, 6).numpy()), "takes a tensor .* got ndarray"),
+        (lambda: teas.SpikingNetwork(mlp(), 4)(torch.ones(1, 6).double()), r"input is torch.float64, and the weights are torch.float32: give inputs.to"),
         (lambda: teas.SpikingNetwork(mlp(), 4).bfloat16()(torch.ones(1, 6).bfloat16()), r"torch.autocast\('cpu', torch.bfloat16\)"),
         (lambda: torch.export.export(teas.SpikingNetwork(mlp(), 4), (torch.ones(1, 6),)), "teas.to_onnx"),
         (lambda: teas.TimeWindows({}), "at least one layer"),
@@ -272,6 +275,12 @@ class Two(Options):
 def test_bad_input_is_refused_clearly(make, message):
     with pytest.raises(teas.TeasError, match=message):
         make()
+
+
+def test_windows_may_be_numpy_integers():
+    network = teas.SpikingNetwork(mlp(), dict(zip(("1", "3"), np.array([2, 3]), strict=True)))
+    assert network.windows.to_json() == teas.TimeWindows({"1": 2, "3": 3}).to_json()
+    assert network.with_windows(np.int64(5)).windows == {"1": 5, "3": 5}
 
 
 def test_nan_weights_are_named():

@@ -175,7 +175,7 @@ def test_activity_energy_and_metrics_count_spikes():
     sent = {name: float(found.sent.sum()) / len(inputs) for name, found in record.items()}
     assert all(float(found.count.sum()) > float(found.sent.sum()) for found in record.values())
     labels = torch.zeros(len(inputs), dtype=torch.long)
-    activity = measure_activity(network, [(inputs, labels)])
+    activity = measure_activity(network, [inputs])
     for name, found in activity.items():
         assert found.spikes == pytest.approx(sent[name])
         assert found.activity == pytest.approx(float(record[name].activity))

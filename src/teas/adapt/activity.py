@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from teas.errors import TeasError
+from teas.spiking.checks import inputs_of
 from teas.spiking.coding import spikes_of
 from teas.spiking.network import SpikingNetwork
 
@@ -31,14 +32,17 @@ class LayerActivity:
 
 
 @torch.no_grad()
-def measure_activity(network: SpikingNetwork, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, LayerActivity]:
-    """Activity of every spiking layer over batches of `(inputs, labels)`, in evaluation mode; raises `TeasError` for no data."""
+def measure_activity(network: SpikingNetwork, batches: Iterable[Tensor | Sequence[Tensor]]) -> dict[str, LayerActivity]:
+    """Activity of every spiking layer over batches of inputs, in evaluation mode; raises `TeasError` for no data.
+
+    batches: inputs `[batch, *shape]`, or tuples that begin with them.
+    """
     training = network.training
     network.eval()
     histograms = {layer: torch.zeros(network.levels[layer] + 1, dtype=torch.int64) for layer in network.spiking_layers}
     neurons: dict[str, int] = {}
     samples = 0
-    for inputs, _ in batches:
+    for inputs in inputs_of(batches):
         samples += len(inputs)
         for layer, record in network(inputs).record.items():
             neurons[layer] = record.count[0].numel()

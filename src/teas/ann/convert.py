@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from teas.ann.thresholds import METHODS, OUTPUT, Samples, fit, fits
 from teas.ann.tuning import tune
 from teas.ann.unfolding import unfold
 from teas.errors import TeasError, check_choice
+from teas.spiking.checks import check_dtype, inputs_of
 from teas.spiking.coding import levels_of
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.neuron import IF, Amplitude
@@ -89,15 +90,14 @@ class Conversion:
         """Names of the layers, those of the ANN's activations."""
         return tuple(activation.name for activation in self._activations)
 
-    def at(self, windows: TimeWindows | Mapping[str, int] | int, *, bias_correction: bool = False, **semantics: Any) -> SpikingNetwork:
+    def at(self, windows: Mapping[str, int] | int, *, bias_correction: bool = False, **semantics: Any) -> SpikingNetwork:
         """The spiking network at these windows; synaptic weights are shared between all networks of a conversion.
 
         Two-phase firing by default, so that each layer is a uniform quantiser of its activation: `θ/T · clip(floor(v0 + T·a/θ), 0, T)`, under the radix
         code (`code="radix"`) with `2^T - 1` for `T`. A network of quantised activations has the code that it was trained for.
         bias_correction: copy the weights, and shift biases by what the rates miss of the ANN's mean activations on calibration inputs.
         """
-        steps = TimeWindows.uniform(self.layers, windows) if isinstance(windows, int) else TimeWindows(dict(windows))
-        steps.validate(self.layers)
+        steps = TimeWindows.of(windows, self.layers)
         code = semantics.setdefault("code", self._code)
         neurons: dict[str, nn.Module] = {}
         for activation in self._activations:
@@ -108,7 +108,7 @@ class Conversion:
         network = SpikingNetwork(module, steps, **{"firing": "two_phase", **semantics}).eval()
         return correct_biases(network, self._means(), self._batches) if bias_correction else network
 
-    def trainable(self, windows: TimeWindows | Mapping[str, int] | int, *, start: SpikingNetwork | None = None, code: str = "rate") -> nn.Module:
+    def trainable(self, windows: Mapping[str, int] | int, *, start: SpikingNetwork | None = None, code: str = "rate") -> nn.Module:
         """A copy of the ANN for any training loop, its activations quantised as these windows make them, with thresholds that learn.
 
         Batch norms are kept, to be folded when the trained copy is converted in its turn: `convert(copy, calibration).at(windows)` spikes
@@ -117,8 +117,7 @@ class Conversion:
         code: `rate`, or `radix`.
         """
         check_choice("code", code, TRAINABLE)
-        steps = TimeWindows.uniform(self.layers, windows) if isinstance(windows, int) else TimeWindows(dict(windows))
-        steps.validate(self.layers)
+        steps = TimeWindows.of(windows, self.layers)
         student = self._student(steps, code, fold=False)
         if start:
             unfold(student, start, self._batches)
@@ -127,7 +126,7 @@ class Conversion:
 
     def tuned(
         self,
-        windows: TimeWindows | Mapping[str, int] | int,
+        windows: Mapping[str, int] | int,
         calibration: Iterable[Tensor | tuple[Tensor, ...]],
         *,
         epochs: int = 20,
@@ -141,9 +140,8 @@ class Conversion:
         `teas.ann.tuning.tune` has the equation. Raises `TeasError` for windows or calibration that do not fit.
         """
         check_choice("code", code, TRAINABLE)
-        steps = TimeWindows.uniform(self.layers, windows) if isinstance(windows, int) else TimeWindows(dict(windows))
-        steps.validate(self.layers)
-        batches = [(batch if isinstance(batch, Tensor) else batch[0]).to(self._batches[0].device) for batch in calibration]
+        steps = TimeWindows.of(windows, self.layers)
+        batches = [inputs.to(self._batches[0].device) for inputs in inputs_of(calibration)]
         student = self._student(steps, code, fold=True).eval()
         tune(student, copy.deepcopy(self._ann).eval(), batches, epochs, rate)
         return convert(student, batches, v0=self._v0)
@@ -269,7 +267,7 @@ def convert(
     """
     check_choice("threshold", threshold, (*METHODS, OUTPUT))
     check_margin(margin, threshold)
-    calibration, first = _peeked(calibration)
+    first, batches = _peeked(inputs_of(calibration))
     graph = traced(ann, first)
     refuse_unconvertible(graph)
     activations = find_activations(graph)
@@ -278,7 +276,7 @@ def convert(
     samples = {activation.name: Samples(histogram=Histogram() if threshold == OUTPUT else None) for activation in activations}
     recorders: dict[str, nn.Module] = {a.name: _Recorder(a, samples[a.name]) for a in activations}
     graph.delete_all_unused_submodules()
-    kept, held_out = _record(_with_modules(graph, recorders).eval(), calibration, _HELD_OUT if threshold == OUTPUT else 0)
+    kept, held_out = _record(_with_modules(graph, recorders).eval(), batches, _HELD_OUT if threshold == OUTPUT else 0)
     if any(sample.maximum is None for sample in samples.values()):
         raise TeasError(
             f"threshold {OUTPUT!r} chooses on the first {_HELD_OUT} inputs or more, whole batches, and fits to the others; got {sum(map(len, held_out))} "
@@ -289,21 +287,18 @@ def convert(
     return conversion
 
 
-def _peeked(calibration: Iterable[Tensor | tuple[Tensor, ...]]) -> tuple[Iterable[Tensor | tuple[Tensor, ...]], Tensor | None]:
-    """The calibration with its first inputs, None where it is empty."""
-    batches = iter(calibration)
+def _peeked(batches: Iterator[Tensor]) -> tuple[Tensor | None, Iterator[Tensor]]:
+    """The first inputs, None where there are none, and all."""
     first = next(batches, None)
-    if first is None:
-        return (), None
-    return itertools.chain([first], batches), first if isinstance(first, Tensor) else first[0]
+    return first, batches if first is None else itertools.chain([first], batches)
 
 
-def _record(recording: nn.Module, calibration: Iterable[Tensor | tuple[Tensor, ...]], held_out: int) -> tuple[list[Tensor], list[Tensor]]:
+def _record(recording: nn.Module, calibration: Iterable[Tensor], held_out: int) -> tuple[list[Tensor], list[Tensor]]:
     """Run the calibration through a network that records; returns the first inputs, and the batches that were held out, of so many inputs or more."""
     kept: list[Tensor] = []
     out: list[Tensor] = []
-    for batch in calibration:
-        inputs = batch if isinstance(batch, Tensor) else batch[0]
+    for inputs in calibration:
+        check_dtype(recording, inputs)
         if not inputs.isfinite().all():
             raise TeasError("the calibration inputs have NaN or infinite values; clean the data first")
         if sum(map(len, out)) < held_out:

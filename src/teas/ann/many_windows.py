@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from teas.ann.quantised import QuantisedReLU, quantised_activations, set_windows
 from teas.errors import TeasError
+from teas.spiking.checks import inputs_of
 
 Norm = nn.modules.batchnorm._BatchNorm
 
@@ -77,8 +78,7 @@ def recalibrate(ann: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) 
         norm.momentum, norm.training = None, True  # None: a plain mean over all batches
     seen = 0
     try:
-        for batch in batches:
-            inputs = batch if isinstance(batch, Tensor) else batch[0]
+        for inputs in inputs_of(batches):
             if len(inputs) < 2:
                 raise TeasError(f"recalibrating batch norms needs batches of at least two samples; got one of {len(inputs)}")
             ann(inputs)

@@ -130,8 +130,7 @@ def quantised_activations(ann: nn.Module) -> dict[str, QuantisedReLU]:
 def set_windows(ann: nn.Module, windows: TimeWindows | Mapping[str, int]) -> None:
     """Give the quantised activations of a network other windows, in place; raises `TeasError` where the layers are not the same."""
     found = quantised_activations(ann)
-    steps = TimeWindows(dict(windows))
-    steps.validate(tuple(found))
+    steps = TimeWindows.of(windows, found)
     for name, activation in found.items():
         if activation.window != steps[name]:
             activation.window = steps[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,28 @@ from teas.errors import TeasError
 SHORT = (torch.float16, torch.bfloat16)
 
 
+def inputs_of(batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
+    """The inputs of batches, each a tensor `[batch, *shape]` or a tuple that begins with one; raises `TeasError` for anything else."""
+    if isinstance(batches, Tensor):
+        raise TeasError(f"inputs come in batches, of a DataLoader or in a list; got one tensor of shape {tuple(batches.shape)}: put it into a list")
+    if not isinstance(batches, Iterable):
+        raise TeasError(f"inputs come in batches, of a DataLoader or in a list; got {type(batches).__name__}: give a DataLoader of it")
+    for batch in batches:
+        inputs = batch[0] if isinstance(batch, Sequence) and batch else batch
+        if not isinstance(inputs, Tensor):
+            raise TeasError(f"a batch is a tensor [batch, *shape], or a tuple that begins with one; got {type(inputs).__name__}")
+        yield inputs
+
+
+def check_dtype(module: nn.Module, inputs: Tensor) -> None:
+    """Raise `TeasError` for inputs of another type than the weights, unless autocast sees to it."""
+    weights = next((parameter.dtype for parameter in module.parameters() if parameter.dim() > 1), inputs.dtype)
+    if inputs.dtype != weights and not torch.is_autocast_enabled(inputs.device.type):
+        raise TeasError(f"the input is {inputs.dtype}, and the weights are {weights}: give inputs.to({weights}), scaled as in training")
+
+
 def check_call(module: nn.Module, inputs: Tensor) -> None:
-    """Raise `TeasError` for a call that the reference never answers: by torch.export, or of a module with 16-bit weights."""
+    """Raise `TeasError` for a call that the reference never answers: by torch.export, of a module with 16-bit weights, or with inputs of another type."""
     if torch.compiler.is_exporting():
         raise TeasError("torch can't export a spiking network, whose steps differ from layer to layer; write it with teas.to_onnx or teas.to_nir")
     weights = next((parameter.dtype for parameter in module.parameters()), torch.float32)
@@ -22,6 +42,8 @@ def check_call(module: nn.Module, inputs: Tensor) -> None:
             f"the weights are {weights}, and potentials need 32 bits: keep the weights in float32 (network.float()) and run it under "
             f"torch.autocast({inputs.device.type!r}, {weights})"
         )
+    if isinstance(inputs, Tensor):
+        check_dtype(module, inputs)
 
 
 def check_inputs(inputs: Tensor) -> Callable[[], None]:

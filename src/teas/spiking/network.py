@@ -40,7 +40,7 @@ class SpikingNetwork(nn.Module):
     Raises `TeasError` for a module that can't be traced or has no spiking layer, windows that don't fit, or options that exclude each other.
     """
 
-    def __init__(self, module: nn.Module, windows: TimeWindows | Mapping[str, int] | int, **semantics: str):
+    def __init__(self, module: nn.Module, windows: Mapping[str, int] | int, **semantics: str):
         super().__init__()
         unknown = set(semantics) - set(Semantics.__dataclass_fields__)
         if unknown:
@@ -54,7 +54,7 @@ class SpikingNetwork(nn.Module):
             raise TeasError("code 'first_spike' reads the first spike times of the output: end the module with teas.IF()")
         if self.semantics.encoding == "train" and self.layers[-1].neurons is None and INPUT in self.layers[-1].sources:
             raise TeasError("the output reads the input itself, which encoding 'train' gives in steps; let spiking layers read the train")
-        self.windows = TimeWindows.uniform(self.spiking_layers, windows) if isinstance(windows, int) else windows
+        self.windows = windows
         self.recompute = False
 
     @property
@@ -63,9 +63,8 @@ class SpikingNetwork(nn.Module):
         return self._windows
 
     @windows.setter
-    def windows(self, windows: TimeWindows | Mapping[str, int]) -> None:
-        value = windows if isinstance(windows, TimeWindows) else TimeWindows(windows)
-        value.validate(self.spiking_layers)
+    def windows(self, windows: Mapping[str, int] | int) -> None:
+        value = TimeWindows.of(windows, self.spiking_layers)
         if self.semantics.code == "radix" and value.max > RADIX_LONGEST:
             raise TeasError(f"code 'radix' says 2^T - 1 levels in T steps, and windows are at most {RADIX_LONGEST}; the longest here is {value.max}")
         self._windows = value
@@ -75,10 +74,10 @@ class SpikingNetwork(nn.Module):
         """The largest count of each spiking layer: its window `T`, or `2^T - 1` under the radix code."""
         return {layer: levels_of(steps, self.semantics.code) for layer, steps in self.windows.items()}
 
-    def with_windows(self, windows: TimeWindows | Mapping[str, int] | int) -> SpikingNetwork:
+    def with_windows(self, windows: Mapping[str, int] | int) -> SpikingNetwork:
         """The same network, sharing its weights, at other windows."""
         twin = copy.copy(self)
-        twin.windows = TimeWindows.uniform(self.spiking_layers, windows) if isinstance(windows, int) else windows
+        twin.windows = windows
         return twin
 
     def neurons(self, layer: str) -> IF:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Iterator, Mapping
+from typing import SupportsIndex
 
 from teas.errors import TeasError
+
+
+def _steps(layer: str, window: object) -> int:
+    """A window as an integer, also NumPy's."""
+    if isinstance(window, SupportsIndex) and not isinstance(window, bool) and operator.index(window) >= 1:
+        return operator.index(window)
+    raise TeasError(f"the time window of layer {layer!r} is {window!r}; it must be an integer >= 1")
 
 
 class TimeWindows(Mapping[str, int]):
@@ -17,10 +26,17 @@ class TimeWindows(Mapping[str, int]):
     def __init__(self, steps: Mapping[str, int]):
         if not steps:
             raise TeasError("time windows need at least one layer; none was given")
-        for layer, window in steps.items():
-            if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-                raise TeasError(f"the time window of layer {layer!r} is {window!r}; it must be an integer >= 1")
-        self._steps = dict(steps)
+        self._steps = {layer: _steps(layer, window) for layer, window in steps.items()}
+
+    @classmethod
+    def of(cls, windows: Mapping[str, int] | int, layers: Iterable[str]) -> TimeWindows:
+        """The windows of these layers from a mapping, or from one integer for all of them; raises `TeasError` for anything else, or where they don't fit."""
+        if isinstance(windows, Iterable) and not isinstance(windows, Mapping):
+            raise TeasError(f"time windows are one integer, or a mapping of layer name to steps; got {windows!r}")
+        layers = tuple(layers)
+        chosen = windows if isinstance(windows, cls) else cls(windows) if isinstance(windows, Mapping) else cls.uniform(layers, windows)
+        chosen.validate(layers)
+        return chosen
 
     @classmethod
     def uniform(cls, layers: Iterable[str], steps: int) -> TimeWindows:

@@ -209,7 +209,7 @@ def measure(
         return SpikingNetwork(start.module, windows, code=config.code, firing="two_phase").eval()
 
     full = TimeWindows.uniform(conversion.layers, config.damage_full)
-    activity = {name: layer.activity for name, layer in measure_activity(at(full), [(inputs, inputs) for inputs in probe]).items()}
+    activity = {name: layer.activity for name, layer in measure_activity(at(full), probe).items()}
     retraining = experiment.retraining.allocators if experiment.retraining else ()
     wanted = "damage" in (*(config.allocators if config.means else ()), *retraining)
     damage = measure_damage(lambda windows: fast(at(windows)), full, config.damage_windows, probe) if wanted else {}

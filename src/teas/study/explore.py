@@ -84,7 +84,7 @@ def candidates(subject: Subject, cache: Cache, allocators: Sequence[str], means:
 
     def measured() -> dict[str, Any]:
         hooks.say("measuring activity and damage per layer on training images")
-        activity = measure_activity(subject.plain(subject.full), [(inputs, inputs) for inputs in subject.probe])
+        activity = measure_activity(subject.plain(subject.full), subject.probe)
         probes = [steps for steps in (settings.damage_windows if settings else DAMAGE_WINDOWS["rate"]) if steps < subject.full.max]
         damage = measure_damage(lambda windows: fast(subject.plain(windows)), subject.full, probes, subject.probe)
         return {"activity": {layer: found.activity for layer, found in activity.items()}, "damage": damage}
