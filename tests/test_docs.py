@@ -72,10 +72,19 @@ def test_commands_exist_with_their_options(page, line):
             assert (ROOT / word).is_file(), f"{page}: {word}"
 
 
+@pytest.mark.parametrize("page", [page for page, found in blocks.items() if any(language == "toml" for language, _ in found)], ids=name)
+def test_experiments_on_pages_are_valid(page):
+    from teas.study.config import parse
+
+    for language, text in blocks[page]:
+        if language == "toml":
+            parse(text, name(page))
+
+
 def test_every_block_is_run_or_a_command():
     for page, found in blocks.items():
         for language, text in found:
-            assert language in ("python", "bash", ""), f"{name(page)} has a block of {language!r}, which nothing runs"
+            assert language in ("python", "toml", "bash", ""), f"{name(page)} has a block of {language!r}, which nothing runs"
             if language == "":
                 assert all(re.match(r"(teas|make|torchrun|OMP_NUM_THREADS|python) ", line) for line in text.strip().splitlines()), f"{name(page)}: {text}"
 

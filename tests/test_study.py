@@ -136,6 +136,55 @@ def test_missing_empty_and_foreign_folders_are_refused(tmp_path):
         datasets.load("mnist", tmp_path, validation=30)
 
 
+def write_arrays(folder, **changes):
+    draw = np.random.default_rng(0)
+    for part, n in (("train", 30), ("test", 8)):
+        split = {"images": draw.integers(0, 256, (n, 2, 5, 6), np.uint8), "labels": np.arange(n) % 3, **changes.get(part, {})}
+        np.savez(folder / f"{part}.npz", **{key: value for key, value in split.items() if value is not None})
+
+
+def test_arrays_of_one_s_own(tmp_path):
+    write_arrays(tmp_path)
+    data = datasets.load("arrays", tmp_path, validation=10)
+    assert (data.shape, data.classes, len(data.train), len(data.test)) == ((2, 5, 6), 3, 20, 8)
+    stored = np.load(tmp_path / "test.npz")
+    assert np.array_equal(data.test.images, stored["images"])
+    assert data.test.labels.tolist() == stored["labels"].tolist()
+    write_arrays(tmp_path, train={"images": np.ones((30, 5, 6), np.uint8)}, test={"images": np.ones((8, 5, 6), np.uint8)})
+    assert datasets.load("arrays", tmp_path, validation=10).shape == (1, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"images": np.ones((30, 2, 5, 6))}}, r"train.npz has images float64 \[30, 2, 5, 6\]"),
+        ({"test": {"labels": np.zeros(7, int)}}, r"labels int64 \[7\]"),
+        ({"test": {"labels": np.full(8, -1)}}, "labels int64 from -1"),
+        ({"test": {"labels": np.zeros(8)}}, "labels float64 from 0.0"),
+        ({"test": {"labels": None}}, "test.npz can't be read: .*labels"),
+        ({"test": {"images": np.ones((8, 3, 5, 6), np.uint8)}}, r"\[2, 5, 6\] in train.npz and \[3, 5, 6\] in test.npz"),
+        ({"test": {"labels": np.array([{}] * 8)}}, "can't be read: Object arrays"),
+    ],
+)
+def test_other_arrays_are_refused(changes, message, tmp_path):
+    write_arrays(tmp_path, **changes)
+    with pytest.raises(teas.TeasError, match=message):
+        datasets.load("arrays", tmp_path, validation=10)
+
+
+def test_missing_and_damaged_arrays_are_refused(tmp_path):
+    write_arrays(tmp_path)
+    whole = (tmp_path / "test.npz").read_bytes()
+    np.save(single := tmp_path / "single.npy", np.zeros(3))
+    for damaged in (b"", b"nothing", whole[:300], whole[:100] + b"xxxx" + whole[104:], single.read_bytes()):
+        (tmp_path / "test.npz").write_bytes(damaged)
+        with pytest.raises(teas.TeasError, match=r"test.npz can't be read"):
+            datasets.load("arrays", tmp_path, validation=10)
+    (tmp_path / "test.npz").unlink()
+    with pytest.raises(teas.TeasError, match=r"test.npz is missing"):
+        datasets.load("arrays", tmp_path, validation=10)
+
+
 def test_a_failed_download_says_so(tmp_path, monkeypatch):
     import torchvision
 

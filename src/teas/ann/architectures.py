@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from teas.ann.own import check_architecture, make_own
 from teas.errors import TeasError, check_choice
 
 Neurons = Callable[[], nn.Module]
@@ -124,7 +125,12 @@ def _widths(design: Design, name: str, least: int) -> tuple[int, ...]:
 ARCHITECTURES = {"mlp": mlp, "lenet": lenet, "conv7_fc2": conv7_fc2, "conv6_fc2": conv6_fc2}
 
 
-def build(name: str, shape: tuple[int, ...], classes: int, neurons: Neurons, design: Design) -> nn.Sequential:
-    """The named architecture for inputs `[batch, *shape]`; raises `TeasError` for an unknown name or a design that does not fit it."""
-    check_choice("architecture", name, tuple(ARCHITECTURES))
+def build(name: str, shape: tuple[int, ...], classes: int, neurons: Neurons, design: Design) -> nn.Module:
+    """The named architecture for inputs `[batch, *shape]`, or one's own (see `make_own`).
+
+    Raises `TeasError` for an unknown name or a design that does not fit it.
+    """
+    check_architecture("architecture", name, tuple(ARCHITECTURES))
+    if name not in ARCHITECTURES:
+        return make_own(name, shape=shape, classes=classes, num_classes=classes, neurons=neurons)
     return ARCHITECTURES[name](shape, classes, neurons, design)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from teas.ann.own import check_architecture, make_own
 from teas.ann.resnet import CifarPreactivationResNet, CifarResNet
 from teas.ann.vgg import CifarVGG
-from teas.errors import check_choice
 
 
 def _torchvision(name: str) -> Callable[[int], nn.Module]:
@@ -60,6 +60,6 @@ ANNS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build_ann(name: str, classes: int) -> nn.Module:
-    """The named ANN, freshly initialised, with this many classes; raises `TeasError` for an unknown name."""
-    check_choice("conversion.architecture", name, tuple(ANNS))
-    return ANNS[name](classes)
+    """The named ANN, freshly initialised, with this many classes, or one's own (see `make_own`); raises `TeasError` for an unknown name."""
+    check_architecture("conversion.architecture", name, tuple(ANNS))
+    return ANNS[name](classes) if name in ANNS else make_own(name, classes=classes, num_classes=classes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from teas.adapt.training import Stage
 from teas.spiking.network import SpikingNetwork
 from teas.study import data as datasets
 from teas.study.ablation_arms import ARMS, AblationConfig
-from teas.study.arms import build_module, stages, train_arm
+from teas.study.arms import full_network, stages, train_arm
 from teas.study.config import Experiment
 from teas.study.hooks import Hooks
 from teas.study.metrics import evaluate, spread
@@ -27,15 +26,16 @@ BATCH = 500
 
 
 def compare_arms(
-    experiment: Experiment, ablation: AblationConfig, data: datasets.Data, accelerator: Accelerator, folder: Path, hooks: Hooks
-) -> tuple[dict[str, Any], SpikingNetwork]:
+    experiment: Experiment, ablation: AblationConfig, data: datasets.Data, accelerator: Accelerator, folder: Path, hooks: Hooks,
+    data_folder: Path | None = None,
+) -> tuple[dict[str, Any], SpikingNetwork]:  # fmt: skip
     """The content of metrics.json, and the network of the arm that counts (`regularised`, else the last one), first seed."""
     seeds: dict[str, Any] = {}
     networks: list[SpikingNetwork] = []
     counts = "regularised" if "regularised" in ablation.arms else ablation.arms[-1]
     for seed in experiment.seeds:
         hooks.say(f"seed {seed}")
-        seeds[str(seed)], trained = _run_seed(seed, experiment, ablation, data, accelerator, folder, hooks)
+        seeds[str(seed)], trained = _run_seed(seed, experiment, ablation, data, accelerator, folder, hooks, data_folder)
         networks.append(trained[counts])
     arms: dict[str, dict[str, Any]] = {
         arm: {
@@ -56,8 +56,9 @@ def compare_arms(
 
 
 def _run_seed(
-    seed: int, experiment: Experiment, ablation: AblationConfig, data: datasets.Data, accelerator: Accelerator, folder: Path, hooks: Hooks
-) -> tuple[dict[str, Any], dict[str, SpikingNetwork]]:
+    seed: int, experiment: Experiment, ablation: AblationConfig, data: datasets.Data, accelerator: Accelerator, folder: Path, hooks: Hooks,
+    data_folder: Path | None,
+) -> tuple[dict[str, Any], dict[str, SpikingNetwork]]:  # fmt: skip
     batches = datasets.loader(data.train, experiment.data.batch, shuffle_seed=seed)
     test, held_out = datasets.loader(data.test, BATCH), datasets.loader(data.validation, BATCH)
     pretraining, retraining, finetuning = stages(experiment)
@@ -67,7 +68,7 @@ def _run_seed(
         return evaluate(network, held_out, seed, accelerator).accuracy
 
     set_seed(seed)
-    full = SpikingNetwork(build_module(experiment, data.shape, data.classes), experiment.training.window, **asdict(experiment.semantics))
+    full = full_network(experiment, data, data_folder)
     train_arm(full, pretraining, batches, arm="full", **trains)
     found = measure_activity(full, ((inputs.to(accelerator.device), labels) for inputs, labels in datasets.loader(data.train.plain(), BATCH)))
     activity = {layer: value.activity for layer, value in found.items()}

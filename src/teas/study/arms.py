@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch.utils.data import DataLoader
 
 from teas.adapt.training import Epoch, Stage, run_stage
 from teas.ann import architectures
+from teas.exchange.weights import load_weights
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.neuron import IF, LIF
+from teas.study import data as datasets
 from teas.study.config import Experiment
 from teas.study.hooks import Hooks
 
@@ -32,14 +35,23 @@ def build_module(experiment: Experiment, shape: tuple[int, ...], classes: int) -
     return architectures.build(config.architecture, shape, classes, neurons, config.design)
 
 
+def full_network(experiment: Experiment, data: datasets.Data, data_folder: Path | None) -> SpikingNetwork:
+    """The experiment's network at its full window, freshly initialised, or with the trained weights that the experiment names."""
+    module = build_module(experiment, data.shape, data.classes)
+    if experiment.network.weights:
+        load_weights(module, (data_folder or Path()) / experiment.network.weights)
+    return SpikingNetwork(module, experiment.training.window, **asdict(experiment.semantics))
+
+
 def stages(experiment: Experiment) -> tuple[list[Stage], Stage, Stage]:
-    """Pre-training (after a warm-up, if any), retraining with adjustment, and fine-tuning, as the experiment sets them."""
+    """Pre-training (after a warm-up, if any; none of trained weights), retraining with adjustment, and fine-tuning, as the experiment sets them."""
     t = experiment.training
     shared: dict[str, Any] = {key: getattr(t, key) for key in ("scale", "weight_decay", "loss", "parts", "recompute", "precision")}
     regular: dict[str, Any] = {**shared, "regulariser": t.regulariser, "strength": t.strength}
     warmup = [Stage("warmup", t.warmup_epochs, t.warmup_rate, window=t.warmup_window, **shared)] if t.warmup_epochs else []
+    pretraining = [*warmup, Stage("pretrain", t.pretrain_epochs, t.pretrain_rate, window=t.window, **shared)]
     return (
-        [*warmup, Stage("pretrain", t.pretrain_epochs, t.pretrain_rate, window=t.window, **shared)],
+        [] if experiment.network.weights else pretraining,
         Stage("retrain", t.retrain_epochs, t.retrain_rate, anneal=False, adjustment=experiment.windows.adjustment, **regular),
         Stage("finetune", t.finetune_epochs, t.finetune_rate, **regular),
     )

@@ -11,6 +11,7 @@ from teas.adapt.objective import LOSSES
 from teas.adapt.schedule import Adjustment
 from teas.adapt.training import PRECISIONS
 from teas.ann.architectures import ARCHITECTURES, Design
+from teas.ann.own import check_architecture
 from teas.errors import TeasError, check_choice
 from teas.spiking.semantics import Semantics
 from teas.study.ablation_arms import AblationConfig
@@ -51,9 +52,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Architecture and neurons; see `Design`, and `teas.IF` and `teas.LIF` for the neurons' options."""
+    """Architecture and neurons; see `Design`, and `teas.IF` and `teas.LIF` for the neurons' options.
+
+    architecture: one of `teas.ann.architectures.ARCHITECTURES`, or `module:function` of one's own (see `make_own`), which may ask for `shape`,
+    `classes` and `neurons`, a function that makes a layer's neurons with these options.
+    weights: a file, relative to the data folder or in full, of the trained network, which is then adapted without being trained first.
+    """
 
     architecture: str = "mlp"
+    weights: str = ""
     hidden: tuple[int, ...] = (800,)
     spiking_output: bool = True
     pooling: str = "average"
@@ -68,7 +75,7 @@ class NetworkConfig:
     surrogate: str = "triangle"
 
     def __post_init__(self) -> None:
-        check_choice("network.architecture", self.architecture, tuple(ARCHITECTURES))
+        check_architecture("network.architecture", self.architecture, tuple(ARCHITECTURES))
         check_positive("network.threshold", self.threshold)
         assert self.design
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from teas.ann.convert import TRAINABLE, check_margin
 from teas.ann.learned_windows import LONGEST
 from teas.ann.networks import ANNS
+from teas.ann.own import check_architecture
 from teas.ann.thresholds import METHODS, OUTPUT
 from teas.ann.training import Recipe
 from teas.errors import TeasError, check_choice
@@ -26,6 +27,7 @@ LEARNED = "learned"  # by gradient, from uniform windows: only while retraining
 class ConversionConfig:
     """An ANN to convert, how its thresholds are fitted, and the allocators to compare at which mean windows, without retraining.
 
+    architecture: one of `teas.ann.networks.ANNS`, or `module:function` of one's own (see `make_own`), which may ask for `classes`.
     weights: a file, relative to the data folder or in full, or `random`, to try the road without; pretraining: how to train the ANN, from
     these weights or from none. margin: see `convert`.
     calibration, probe: training samples for thresholds, and for activity and damage. classes: of the ANN, where the data has fewer.
@@ -62,7 +64,7 @@ class ConversionConfig:
         Semantics(code=self.code, firing=self.firing, transform=self.transform, layout=self.layout)
         if not self.weights and self.pretraining is None:
             raise TeasError("a conversion needs a trained ANN: give conversion.weights, a file, or conversion.pretraining, how to train it")
-        check_choice("conversion.architecture", self.architecture, tuple(ANNS))
+        check_architecture("conversion.architecture", self.architecture, tuple(ANNS))
         check_choice("conversion.threshold", self.threshold, (*METHODS, OUTPUT))
         check_margin(self.margin, self.threshold)
         for allocator in self.allocators:

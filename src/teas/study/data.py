@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from teas.ann.training import UNLABELLED
 from teas.errors import TeasError, check_choice
+from teas.study.arrays import read_arrays
 from teas.study.augmentation import AUGMENTATIONS
 from teas.study.imagenet import Pictures, read_folders, read_listed
 
@@ -291,6 +292,7 @@ READERS = {
     "fashion_mnist": _mnist_like("FashionMNIST"),
     "cifar10": _cifar("CIFAR10", "cifar-10-batches-bin", ([f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin"), 1),
     "cifar100": _cifar("CIFAR100", "cifar-100-binary", (["train.bin"], "test.bin"), 2),
+    "arrays": read_arrays,
     "image_folder": read_folders,
     "imagenet_listed": read_listed,
 }

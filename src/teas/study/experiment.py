@@ -17,20 +17,21 @@ from accelerate.utils import set_seed
 from teas.adapt import allocation
 from teas.adapt.activity import measure_activity
 from teas.adapt.training import Epoch, Stage
+from teas.errors import TeasError
 from teas.exchange.native import save_network
 from teas.files import write_atomically
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.time_windows import TimeWindows
 from teas.study import data as datasets
 from teas.study.ablation import compare_arms
-from teas.study.arms import build_module, stages, train_arm
+from teas.study.arms import full_network, stages, train_arm
 from teas.study.config import Experiment
 from teas.study.conversion import convert_and_compare
 from teas.study.hooks import Hooks
 from teas.study.metrics import Metrics, evaluate, spread
 from teas.study.plan import describe
 from teas.study.precision import advise
-from teas.study.run_folder import load_data, open_folder, read_metrics
+from teas.study.run_folder import forget_unstarted, load_data, open_folder, read_metrics
 from teas.study.teaching import add_answers, add_unlabelled, starting_network
 
 EVALUATION_BATCH = 500
@@ -46,7 +47,9 @@ def _cpu_only() -> bool:
     return not torch.accelerator.is_available()
 
 
-def run_seed(seed: int, data: datasets.Data, experiment: Experiment, accelerator: Accelerator, folder: Path, hooks: Hooks) -> dict[str, Any]:
+def run_seed(
+    seed: int, data: datasets.Data, experiment: Experiment, accelerator: Accelerator, folder: Path, hooks: Hooks, data_folder: Path | None = None
+) -> dict[str, Any]:
     """Full network, adaptive network and controls for one seed: metrics by arm, epochs by arm, and the adaptive network."""
     batches = datasets.loader(data.train, experiment.data.batch, shuffle_seed=seed)
     training_data = datasets.loader(data.train, EVALUATION_BATCH)
@@ -63,8 +66,7 @@ def run_seed(seed: int, data: datasets.Data, experiment: Experiment, accelerator
         validation[arm] = evaluate(network, validation_data, seed, accelerator).accuracy
 
     set_seed(seed)
-    module = build_module(experiment, data.shape, data.classes)
-    full = SpikingNetwork(module, experiment.training.window, **asdict(experiment.semantics))
+    full = full_network(experiment, data, data_folder)
     train(full, "full", *pretraining)
 
     adaptive = copy.deepcopy(full)
@@ -95,6 +97,15 @@ def run(
     if accelerator.is_main_process:
         open_folder(experiment, folder, data_folder, resume)
     accelerator.wait_for_everyone()
+    try:
+        return _run(experiment, folder, data_folder, download, accelerator, hooks)
+    except TeasError:
+        if accelerator.is_main_process:
+            forget_unstarted(folder)
+        raise
+
+
+def _run(experiment: Experiment, folder: Path, data_folder: Path | None, download: bool, accelerator: Accelerator, hooks: Hooks) -> dict[str, Any]:
     if (folder / "metrics.json").exists():
         hooks.say(f"{folder} is finished already")
         return read_metrics(folder)
@@ -110,12 +121,12 @@ def run(
     for line in describe(experiment, stages(experiment), len(data.train)):
         hooks.say(line)
     if experiment.ablation:
-        result, network = compare_arms(experiment, experiment.ablation, data, accelerator, folder, hooks)
+        result, network = compare_arms(experiment, experiment.ablation, data, accelerator, folder, hooks, data_folder)
         return _finish(result, network, folder, accelerator)
     runs = {}
     for seed in experiment.seeds:
         hooks.say(f"seed {seed}")
-        runs[seed] = run_seed(seed, data, experiment, accelerator, folder, hooks)
+        runs[seed] = run_seed(seed, data, experiment, accelerator, folder, hooks, data_folder)
     result = summary(experiment, runs)
     first = runs[experiment.seeds[0]]
     result["tradeoff"] = tradeoff(first["full"], first["trained_activity"], data, experiment)

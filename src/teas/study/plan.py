@@ -48,7 +48,7 @@ def describe(experiment: Experiment, stages: tuple[list[Stage], Stage, Stage], s
     per_seed = sum(stage.epochs for stage in pretraining) + trained * (retraining.epochs + finetuning.epochs)
     lines = [
         f"plan: {len(experiment.seeds)} seed(s), {per_seed} epochs of {samples} samples each, batches of {experiment.data.batch}",
-        f"  full: {'; '.join(describe_stage(stage) for stage in pretraining)}",
+        f"  full: {'; '.join(describe_stage(stage) for stage in pretraining) or f'trained before, {experiment.network.weights}'}",
         f"  {first}: windows start at activity^{experiment.windows.exponent:g}, the largest {experiment.training.window}; {describe_stage(retraining)}",
     ]
     if retraining.adjustment:

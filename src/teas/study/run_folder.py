@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from teas.study.conversion import skeleton
 from teas.study.tables import build
 
 MARK = "teas run folder, format 1"
+SETTINGS = {"config.json", "environment.json"}
 
 
 def open_folder(experiment: Experiment, folder: Path, data_folder: Path | None, resume: bool) -> None:
@@ -47,6 +49,12 @@ def open_folder(experiment: Experiment, folder: Path, data_folder: Path | None, 
         "command": ["teas", *sys.argv[1:]],
     }  # fmt: skip
     write_atomically(folder / "environment.json", json.dumps(environment, indent=1))
+
+
+def forget_unstarted(folder: Path) -> None:
+    """Remove a run folder that holds its settings alone, so that the same command, corrected, may start in it."""
+    if read_marker(folder) and {path.name for path in folder.iterdir()} <= SETTINGS:
+        shutil.rmtree(folder)
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:
