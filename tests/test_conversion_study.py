@@ -47,8 +47,10 @@ def test_foreign_weights_are_refused_clearly(tmp_path, capsys):
     (tmp_path / "short.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
     torch.save({"weight": torch.zeros(9)}, tmp_path / "other.th")
     torch.save([1, 2], tmp_path / "list.th")
+    torch.save(nn.Linear(3, 2), tmp_path / "whole.pt")
     for name, message in {
         "bomb.th": "can't be read as plain weights",
+        "whole.pt": "such as a whole model, .* save model.state_dict",
         "short.safetensors": "can't be read as plain weights",
         "other.th": "missing bias",
         "list.th": "missing weight",

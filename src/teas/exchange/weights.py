@@ -23,7 +23,12 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise TeasError(f"the weights {path} do not exist; give their path relative to the data folder, or in full")
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except pickle.UnpicklingError:
+        raise TeasError(
+            f"{path} can't be read as plain weights: it is damaged, or holds more than tensors, such as a whole model, which would run code of its own; "
+            "save model.state_dict(), with safetensors or torch.save"
+        ) from None
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise TeasError(f"{path} can't be read as plain weights: {str(error).splitlines()[0]}") from None
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
