@@ -78,7 +78,7 @@ def test_experiments_on_pages_are_valid(page):
 
     for language, text in blocks[page]:
         if language == "toml":
-            parse(text, name(page))
+            assert parse(text, name(page)).name.startswith("mine")
 
 
 def test_every_block_is_run_or_a_command():

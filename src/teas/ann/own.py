@@ -47,7 +47,7 @@ def make_own(name: str, **known: Any) -> nn.Module:
     make = getattr(found, function, None)
     if not callable(make):
         raise TeasError(f"{module} ({found.__file__}) has no function {function!r}")
-    arguments = inspect.signature(make).parameters.values()
+    arguments = _guarded(f"reading the arguments of {name}", lambda: inspect.signature(make).parameters.values())
     asked = {argument.name: known[argument.name] for argument in arguments if argument.name in known}
     unknown = [a.name for a in arguments if a.name not in known and a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
     if unknown:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import operator
+import os
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -82,7 +83,7 @@ class _Tracer(OneInputTracer):
 
 def untraceable(module: nn.Module, error: Exception) -> TeasError:
     """The line of the user's own code that breaks tracing, and what to do about it."""
-    library = (torch.__path__[0], str(Path(__file__).parents[1]))
+    library = tuple(f"{folder}{os.sep}" for folder in (torch.__path__[0], Path(__file__).parents[1]))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(library)]
     where = ""
     if frames:
