@@ -19,7 +19,7 @@ from teas.spiking.semantics import Semantics
 from teas.spiking.synapses import run_synapses
 from teas.spiking.temporal_transform import retime
 from teas.spiking.time_windows import TimeWindows
-from teas.spiking.trace import INPUT, Layer, cut
+from teas.spiking.trace import INPUT, Layer, cut, part_of
 from teas.spiking.window import Norm, joins_window
 
 
@@ -48,7 +48,8 @@ class SpikingNetwork(nn.Module):
         self.semantics = Semantics(**semantics)
         self.module = module
         self.layers = cut(module)
-        self.spiking_layers = tuple(layer.name for layer in self.layers if layer.neurons is not None)
+        self._paths = {layer.name: layer.neurons for layer in self.layers if layer.neurons is not None}
+        self.spiking_layers = tuple(self._paths)
         self._check_neurons()
         if self.semantics.code == "first_spike" and self.layers[-1].neurons is None:
             raise TeasError("code 'first_spike' reads the first spike times of the output: end the module with teas.IF()")
@@ -82,9 +83,7 @@ class SpikingNetwork(nn.Module):
 
     def neurons(self, layer: str) -> IF:
         """The `IF` or `LIF` module of a spiking layer."""
-        path = next(found.neurons for found in self.layers if found.name == layer)
-        assert path is not None
-        module = self.module.get_submodule(path)
+        module = part_of(self.module, self._paths[layer])
         assert isinstance(module, IF)
         return module
 
@@ -163,18 +162,19 @@ class SpikingNetwork(nn.Module):
             return run_immediate(self._sums(before, dict(zip(names, values, strict=True))), neurons, once, window, norm)
 
         if self.recompute:
-            called = [self.module.get_submodule(str(operation.target)) for operation in layer.synapses if operation.kind == "call_module"]
+            called = [child for operation in layer.synapses if (child := operation.child(self.module))]
             return recomputed(run, list(trains.values()), binary, called)
         with kept_as_bits(binary):
-            return run(*trains.values())
+            sums = self._sums(before, trains)
+        return run_immediate(sums, neurons, once, window, norm)
 
     def _without_norm(self, layer: Layer) -> tuple[Layer, Norm | None]:
         """The layer's synapses up to a batch norm right before its neurons, and that norm, where it can be part of their window."""
-        last = layer.synapses[-1] if layer.synapses else None
-        if last is None or last.kind != "call_module" or last.name != layer.current or len(last.inputs) != 1 or last.kwargs:
+        if layer.without_last is None:
             return layer, None
-        norm = self.module.get_submodule(str(last.target))
-        return (replace(layer, synapses=layer.synapses[:-1], current=last.inputs[0]), norm) if joins_window(norm) else (layer, None)
+        before, last = layer.without_last
+        norm = last.child(self.module)
+        return (before, norm) if joins_window(norm) else (layer, None)
 
     def _release(self, layer: Layer, emissions: dict[str, Emission]) -> None:
         """Forget the trains that no later layer reads."""

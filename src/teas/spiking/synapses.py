@@ -36,14 +36,14 @@ def run_synapses(layer: Layer, sources: Mapping[str, Tensor], module: nn.Module,
     values: dict[str, Any] = dict(sources)
     carriers = set(sources)  # the values that scale with the counts, unlike parameters and sizes
     for operation in layer.synapses:
-        args, kwargs = _filled(operation, values)
-        if operation.kind == "call_module" and getattr(module.get_submodule(str(operation.target)), "inplace", False):
+        args, kwargs = operation.filled(values)
+        child = operation.child(module)
+        if getattr(child, "inplace", False):
             args = (args[0].clone(), *args[1:])  # a train may have other readers
         scaled = [name for name in operation.inputs if name in carriers]
         if not scaled:
             values[operation.name] = _call(operation, module)(*args, **kwargs)
             continue
-        child = module.get_submodule(str(operation.target)) if operation.kind == "call_module" else None
         if isinstance(child, _Dropout) and steps > 1:
             values[operation.name] = _dropout_through_time(child, args[0], steps)
         elif scale == 1 or _is_homogeneous(operation, child, len(scaled)):
@@ -63,12 +63,8 @@ def run_synapses(layer: Layer, sources: Mapping[str, Tensor], module: nn.Module,
 
 def call_operation(operation: Operation, values: Mapping[str, Any], module: nn.Module) -> Any:
     """The result of one operation on the values it reads."""
-    args, kwargs = _filled(operation, values)
+    args, kwargs = operation.filled(values)
     return _call(operation, module)(*args, **kwargs)
-
-
-def _filled(operation: Operation, values: Mapping[str, Any]) -> Any:
-    return map_refs((operation.args, operation.kwargs), Ref, lambda ref: values[ref.name])
 
 
 def _call(operation: Operation, module: nn.Module) -> Callable[..., Any]:
@@ -76,9 +72,9 @@ def _call(operation: Operation, module: nn.Module) -> Callable[..., Any]:
     if operation.kind == "call_function":
         assert callable(operation.target)
         return operation.target
-    target = str(operation.target)
-    if operation.kind == "call_module":
-        return module.get_submodule(target)
+    child, target = operation.child(module), str(operation.target)
+    if child is not None:
+        return child
     if operation.kind == "call_method":
         return lambda value, *args, **kwargs: getattr(value, target)(*args, **kwargs)
     path, _, name = target.rpartition(".")

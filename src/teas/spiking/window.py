@@ -23,10 +23,12 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def joins_window(module: nn.Module) -> TypeGuard[Norm]:
+def joins_window(module: nn.Module | None) -> TypeGuard[Norm]:
     """Whether a module is a batch norm that normalises by its batch, and so can be part of the window of the neurons behind it."""
+    if not isinstance(module, _NORMS) or type(module) not in _NORMS:
+        return False
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    return type(module) in _NORMS and (module.training or module.running_mean is None) and not hooked
+    return (module.training or module.running_mean is None) and not hooked
 
 
 class Window(torch.autograd.Function):
@@ -253,7 +255,7 @@ def _moments(sums: Tensor, norm: Norm) -> Moments:
     """The moments alone, the same to the bit as `_normalised` finds on a CPU; on a GPU each conversion would be a launch more."""
     folded, running, momentum = _batch(sums, norm)
     mean, variance = torch.batch_norm_update_stats(folded, *running, momentum)
-    scale = (variance + norm.eps).rsqrt() if sums.is_cuda else (variance.double() + norm.eps).rsqrt().to(mean.dtype)
+    scale = variance.add_(norm.eps).rsqrt_() if sums.is_cuda else (variance.double() + norm.eps).rsqrt().to(mean.dtype)
     return Moments(mean, scale, norm.weight, norm.bias, norm.eps)
 
 
