@@ -32,6 +32,14 @@ def test_loops_do_what_the_step_by_step_window_does(threads: int, monkeypatch: p
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_kernels_on_a_gpu_do_what_the_step_by_step_window_does() -> None:
+    from teas.spiking import window_kernels
+
+    with torch.device("cuda"):
+        assert check(window_kernels, every=11) == 27  # each is compiled first
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("reset", ["zero", "subtract"])
 def test_a_gpu_trains_like_the_cpu(reset: str) -> None:
     import teas

@@ -19,9 +19,10 @@ def dyadic(low, high, *shape):
     return torch.randint(low, high, shape) / 16  # sums and products are exact, ties occur
 
 
-def check(kernels) -> int:
+def check(kernels, every: int = 1) -> int:
+    """Run each `every`-th case, on torch's default device, and say how many."""
     torch.manual_seed(0)
-    cases = list(itertools.product(SHAPES, (False, True), ("zero", "subtract"), ("triangle", "literal", "arctan"), (False, True), NEURONS))
+    cases = list(itertools.product(SHAPES, (False, True), ("zero", "subtract"), ("triangle", "literal", "arctan"), (False, True), NEURONS))[::every]
     for (shape, last), normed, reset, surrogate, once, (leak, per_channel, v0, v_reset, reset_by) in cases:
         steps = 6 if shape[0] == 1 else shape[0]
         sums = dyadic(-8, 17, *shape)
@@ -46,7 +47,8 @@ def check(kernels) -> int:
             if ours is not None:
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)
         quiet = kernels.backward(sums, moments, threshold, gradient, neuron, leak, steps, once, False, False)
-        assert torch.equal(quiet[0], found[0])
+        # What a compiler fuses, and so the last bit, depends on what else there is to do.
+        torch.testing.assert_close(quiet[0], found[0], rtol=1e-6 if sums.is_cuda else 0, atol=1e-6 if sums.is_cuda else 0)
         assert quiet[3:] == (None, None)
         if surrogate == "arctan" and kernels.fits(sums.bfloat16(), threshold, neuron):  # the same sums, in 16 bits to the bit
             short = kernels.backward(sums.bfloat16(), moments, threshold, gradient, neuron, leak, steps, once, False, False)
@@ -55,7 +57,7 @@ def check(kernels) -> int:
     for size in (0, 1, 8, 1021, 5000):
         train = (torch.rand(size) < 0.4).float()
         bits, again = kernels.pack(train), torch.full((size,), 7.0)
-        assert bits.tolist() == np.packbits(train.numpy().astype(bool)).tolist()
+        assert bits.tolist() == np.packbits(train.cpu().numpy().astype(bool)).tolist()
         kernels.unpack(bits, again)
         assert torch.equal(again, train)
     assert not kernels.fits(torch.zeros(2, 2, 3, 4, 5).transpose(3, 4), torch.tensor(1.0), neuron)
