@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import teas
+from teas.engine import choose_engine
 
 
 class Residual(nn.Module):
@@ -299,3 +300,15 @@ def test_time_windows_are_a_value():
     assert windows == {"a": 2, "b": 6}
     with pytest.raises(TypeError):
         windows["a"] = 9
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 1, 8, 8)])
+def test_what_torch_says_of_shapes_comes_with_the_input_s(shape):
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    reference = teas.convert(ann, [torch.rand(8, 3, 8, 8)], per_channel=False).at(4)
+    for run in (reference, choose_engine(reference, "cpu", "count").prepare(reference)):
+        with pytest.raises(RuntimeError) as raised:
+            run(torch.zeros(shape))
+        assert raised.value.__notes__ == [
+            f"The network was given inputs of shape {list(shape)}; it takes a batch, [batch, *shape], of such as it was made for."
+        ]

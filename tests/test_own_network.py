@@ -37,6 +37,18 @@ def number(classes):
 
 def asks(depth):
     return depth
+
+def coloured(classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, classes))
+
+def few():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+
+def maps():
+    return nn.Sequential(nn.Conv2d(1, 10, 3), nn.ReLU())
+
+def spiking_for_more(neurons):
+    return nn.Sequential(nn.Flatten(), nn.Linear(65, 10), neurons())
 """
 CONVERSION = """
 name = "mine"
@@ -161,3 +173,22 @@ def test_a_command_that_never_started_leaves_no_folder_in_the_way_of_the_correct
     assert command("run", "mine.toml")[0] == 2  # a finished run is not touched
     assert (tmp_path / "runs" / "mine" / "metrics.json").exists()
     assert isinstance(load_run(tmp_path / "runs" / "mine")[0], nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("coloured", "and can't take them: RuntimeError: Given groups=1, weight of size [4, 3, 3, 3]"),
+        ("few", "two of them, and returned a tensor [2, 3]; it must return a tensor [2, 10], logits of 10 classes or more"),
+        ("maps", "two of them, and returned a tensor [2, 10, 6, 6]; it must"),
+        ("spiking_for_more", "and can't take them: RuntimeError: "),
+    ],
+)
+def test_a_network_that_does_not_suit_its_data_is_refused_before_it_is_trained(own, tmp_path, name, seen):
+    kind, text = ("network", TRAINING.replace('weights = "trained.pt"\n', "")) if name.startswith("spiking") else ("conversion", CONVERSION)
+    (tmp_path / "mine.toml").write_text(text.format(own))
+    code, printed = command("run", "mine.toml", "--set", f"{kind}.architecture={own}:{name}")
+    assert code == 2
+    assert f"'{own}:{name}' was given images of 'digits', [1, 8, 8], {seen}" in printed
+    assert " loss " not in printed
+    assert not (tmp_path / "runs" / "mine").exists()

@@ -7,6 +7,7 @@ import math
 import operator
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,3 +238,16 @@ def _fold_batch_norms(module: fx.GraphModule) -> None:
         node.replace_all_uses_with(before)
         module.graph.erase_node(node)
     module.recompile()
+
+
+def with_modules(graph: fx.GraphModule, modules: Mapping[str, nn.Module]) -> fx.GraphModule:
+    """The graph with these submodules in place; all others are shared. An amplitude that is not given passes values on."""
+    root: dict[str, object] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            target = str(node.target)
+            root[target] = modules.get(target) or (nn.Identity() if target.endswith("_amplitude") else graph.get_submodule(target))
+        elif node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            root[str(node.target)] = getattr(graph.get_submodule(owner), name)
+    return fx.GraphModule(root, graph.graph, type(graph).__name__)

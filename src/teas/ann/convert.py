@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from teas.ann.activations import Activation, find_activations, refuse_unconvertible, traced
+from teas.ann.activations import Activation, find_activations, refuse_unconvertible, traced, with_modules
 from teas.ann.bias import channel_means, correct_biases
+from teas.ann.calibration import Recorder, first_of, peeked, record_all
 from teas.ann.histogram import Histogram
 from teas.ann.quantised import SMALLEST, QuantisedReLU, set_windows
 from teas.ann.thresholds import METHODS, OUTPUT, Samples, fit, fits
 from teas.ann.tuning import tune
 from teas.ann.unfolding import unfold
 from teas.errors import TeasError, check_choice
-from teas.spiking.checks import check_dtype, inputs_of
+from teas.spiking.checks import inputs_of
 from teas.spiking.coding import levels_of
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.neuron import IF, Amplitude
@@ -29,9 +29,7 @@ from teas.spiking.time_windows import TimeWindows
 
 TRAINABLE = ("rate", "radix")  # codes of quantised activations
 _PROBE, _SUSPICIOUS = 64, 0.25
-_KEPT_VALUES = 2_000_000  # input values kept for bias correction: 650 images of CIFAR, 16 of ImageNet
 _HELD_OUT = 16  # inputs to choose thresholds on, where those are chosen by the output
-_BATCH_VALUES = 200_000  # and at a time, of which the first are for the report: 65 images of CIFAR, 8 of ImageNet
 
 
 @dataclass(frozen=True)
@@ -48,20 +46,6 @@ class LayerReport:
     window: int
     activity: float
     error: float
-
-
-class _Recorder(nn.Module):
-    """An activation that keeps samples of what it returns."""
-
-    def __init__(self, activation: Activation, samples: Samples):
-        super().__init__()
-        self.activation, self.samples, self.last = activation, samples, torch.empty(0)
-
-    def forward(self, current: Tensor) -> Tensor:
-        quantised = self.activation.quantised
-        self.last = quantised(current) if quantised else current.clamp(0, self.activation.ceiling)
-        self.samples.add(self.last)
-        return self.last
 
 
 class Conversion:
@@ -104,7 +88,7 @@ class Conversion:
             v0 = self._v0 if activation.quantised is None else activation.quantised.v0
             fire = IF(self._threshold(activation, levels_of(steps[activation.name], code)), reset="subtract", v0=v0)
             neurons |= {activation.name: fire, f"{activation.name}_amplitude": Amplitude(fire.threshold)}
-        module = _with_modules(self._graph, neurons).to(self._batches[0].device).eval()
+        module = with_modules(self._graph, neurons).to(self._batches[0].device).eval()
         network = SpikingNetwork(module, steps, **{"firing": "two_phase", **semantics}).eval()
         return correct_biases(network, self._means(), self._batches) if bias_correction else network
 
@@ -154,7 +138,7 @@ class Conversion:
         quantisers = {
             name: QuantisedReLU(self._threshold(found, levels_of(windows[name], code)), windows[name], self._v0, code) for name, found in activations.items()
         }
-        return _with_modules(graph, quantisers).to(self._batches[0].device)
+        return with_modules(graph, quantisers).to(self._batches[0].device)
 
     @property
     def _code(self) -> str:
@@ -177,8 +161,8 @@ class Conversion:
         """The squared error of the ANN's output on inputs that no threshold was fitted to, when this layer alone is quantised."""
         exact: dict[str, nn.Module] = {a.name: a.quantised or nn.Hardtanh(0.0, a.ceiling) for a in self._activations}
         if not self._answers:
-            self._answers = [_with_modules(self._graph, exact).eval()(inputs) for inputs in self._held_out]
-        changed = _with_modules(self._graph, exact | {activation.name: QuantisedReLU(threshold, levels, self._v0)}).eval()
+            self._answers = [with_modules(self._graph, exact).eval()(inputs) for inputs in self._held_out]
+        changed = with_modules(self._graph, exact | {activation.name: QuantisedReLU(threshold, levels, self._v0)}).eval()
         return sum(float((changed(inputs) - answer).square().sum()) for inputs, answer in zip(self._held_out, self._answers, strict=True))
 
     @torch.no_grad()
@@ -198,8 +182,8 @@ class Conversion:
     @torch.no_grad()
     def _wanted(self, inputs: Tensor) -> dict[str, Tensor]:
         """The ANN's activations by layer."""
-        recorders = {a.name: _Recorder(a, Samples()) for a in self._activations}
-        _with_modules(self._graph, recorders).eval()(inputs)
+        recorders = {a.name: Recorder(a, Samples()) for a in self._activations}
+        with_modules(self._graph, recorders).eval()(inputs)
         return {name: recorder.last for name, recorder in recorders.items()}
 
     def _means(self) -> dict[str, Tensor]:
@@ -209,26 +193,6 @@ class Conversion:
             samples = sum(len(inputs) for inputs in self._batches)
             self._mean = {name: torch.stack([means[name] for means in found]).sum(0) / samples for name in self.layers}
         return self._mean
-
-
-def _with_modules(graph: fx.GraphModule, modules: Mapping[str, nn.Module]) -> fx.GraphModule:
-    """The graph with these submodules in place; all others are shared. An amplitude that is not given passes values on."""
-    root: dict[str, object] = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_module":
-            target = str(node.target)
-            root[target] = modules.get(target) or (nn.Identity() if target.endswith("_amplitude") else graph.get_submodule(target))
-        elif node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            root[str(node.target)] = getattr(graph.get_submodule(owner), name)
-    return fx.GraphModule(root, graph.graph, type(graph).__name__)
-
-
-def _kept(batches: list[Tensor]) -> tuple[Tensor, ...]:
-    """The first inputs, not many more values of them than are kept, in batches small enough to record every layer."""
-    inputs = torch.cat(batches)
-    size = inputs[0].numel()
-    return torch.split(inputs[: max(16, _KEPT_VALUES // size)], max(8, _BATCH_VALUES // size))
 
 
 def check_margin(margin: float, threshold: str) -> None:
@@ -267,49 +231,26 @@ def convert(
     """
     check_choice("threshold", threshold, (*METHODS, OUTPUT))
     check_margin(margin, threshold)
-    first, batches = _peeked(inputs_of(calibration))
+    first, batches = peeked(inputs_of(calibration))
     graph = traced(ann, first)
     refuse_unconvertible(graph)
     activations = find_activations(graph)
     if not activations:
         raise TeasError(f"{type(ann).__name__} has no ReLU at all, so it would become no spiking layer; only ReLU networks can be converted")
     samples = {activation.name: Samples(histogram=Histogram() if threshold == OUTPUT else None) for activation in activations}
-    recorders: dict[str, nn.Module] = {a.name: _Recorder(a, samples[a.name]) for a in activations}
+    recorders: dict[str, nn.Module] = {a.name: Recorder(a, samples[a.name]) for a in activations}
     graph.delete_all_unused_submodules()
-    kept, held_out = _record(_with_modules(graph, recorders).eval(), batches, _HELD_OUT if threshold == OUTPUT else 0)
+    kept, held_out = record_all(with_modules(graph, recorders).eval(), batches, _HELD_OUT if threshold == OUTPUT else 0)
     if any(sample.maximum is None for sample in samples.values()):
         raise TeasError(
             f"threshold {OUTPUT!r} chooses on the first {_HELD_OUT} inputs or more, whole batches, and fits to the others; got {sum(map(len, held_out))} "
             "in all: give more batches"
         )
-    conversion = Conversion(ann, graph, activations, samples, _kept(kept), tuple(held_out), threshold, {"v0": v0, "per_channel": per_channel, "margin": margin})
+    conversion = Conversion(
+        ann, graph, activations, samples, first_of(kept), tuple(held_out), threshold, {"v0": v0, "per_channel": per_channel, "margin": margin}
+    )
     _warn_of_suspicious(conversion, {a.name: a.quantised.window if a.quantised else _PROBE for a in activations})
     return conversion
-
-
-def _peeked(batches: Iterator[Tensor]) -> tuple[Tensor | None, Iterator[Tensor]]:
-    """The first inputs, None where there are none, and all."""
-    first = next(batches, None)
-    return first, batches if first is None else itertools.chain([first], batches)
-
-
-def _record(recording: nn.Module, calibration: Iterable[Tensor], held_out: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Run the calibration through a network that records; returns the first inputs, and the batches that were held out, of so many inputs or more."""
-    kept: list[Tensor] = []
-    out: list[Tensor] = []
-    for inputs in calibration:
-        check_dtype(recording, inputs)
-        if not inputs.isfinite().all():
-            raise TeasError("the calibration inputs have NaN or infinite values; clean the data first")
-        if sum(map(len, out)) < held_out:
-            out.append(inputs)
-        else:
-            recording(inputs)
-        if sum(part.numel() for part in kept) < _KEPT_VALUES:
-            kept.append(inputs)
-    if not kept or len(kept[0]) == 0:
-        raise TeasError("calibration needs at least one batch of inputs; the data is empty")
-    return kept, out
 
 
 def _warn_of_suspicious(conversion: Conversion, windows: dict[str, int]) -> None:

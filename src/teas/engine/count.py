@@ -12,7 +12,7 @@ from teas.engine.contract import Run, check_runnable, why_not_on_cpu
 from teas.engine.int8 import MAX_BYTE, Int8Compiler, as_bytes, exact_kernels
 from teas.engine.plan import Compiler, Step, compile_step
 from teas.engine.sharing import Share, share_currents
-from teas.spiking.checks import check_dtype, check_inputs
+from teas.spiking.checks import check_dtype, check_inputs, shape_noted
 from teas.spiking.coding import encode
 from teas.spiking.network import SpikingNetwork
 from teas.spiking.neuron import IF, fired_in_two_phases
@@ -68,7 +68,8 @@ class CountEngine:
         def run(inputs: Tensor) -> Output:
             check_inputs(inputs)
             check_dtype(network, inputs)
-            return _run(plans, inputs, encoding, keep)
+            with shape_noted(inputs):
+                return _run(plans, inputs, encoding, keep)
 
         return run
 

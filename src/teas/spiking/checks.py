@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -68,3 +69,14 @@ def check_inputs(inputs: Tensor) -> Callable[[], None]:
         judge(bool(nothing == 0))  # what is infinite, or no number, makes a NaN of it
 
     return wait_and_judge
+
+
+@contextlib.contextmanager
+def shape_noted(inputs: Tensor) -> Iterator[None]:
+    """What torch says of shapes deep inside, with a note of what the network was given."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        if not isinstance(error, torch.OutOfMemoryError):
+            error.add_note(f"The network was given inputs of shape {list(inputs.shape)}; it takes a batch, [batch, *shape], of such as it was made for.")
+        raise

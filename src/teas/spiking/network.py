@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from teas.errors import TeasError
-from teas.spiking.checks import check_call, check_inputs
+from teas.spiking.checks import check_call, check_inputs, shape_noted
 from teas.spiking.coding import BINARY, RADIX_LONGEST, count_to_train, encode, first_spike_time, levels_of, radix_train, spikes_of
 from teas.spiking.neuron import IF, Emission, run_immediate, run_two_phase
 from teas.spiking.recompute import kept_as_bits, recomputed
@@ -118,6 +118,10 @@ class SpikingNetwork(nn.Module):
         return output
 
     def _run(self, inputs: Tensor, keep_spikes: bool, given: Mapping[str, Emission] | None) -> Output:
+        with shape_noted(inputs):
+            return self._pass(inputs, keep_spikes, given)
+
+    def _pass(self, inputs: Tensor, keep_spikes: bool, given: Mapping[str, Emission] | None) -> Output:
         emissions: dict[str, Emission] = {}
         record: Record = {}
         for layer in self.layers:

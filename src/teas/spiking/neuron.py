@@ -140,7 +140,10 @@ class IF(nn.Module):
         if theta.dim() == 0:
             return theta
         if potential.dim() < 2 or theta.numel() != potential.shape[1]:
-            raise TeasError(f"{theta.numel()} thresholds were given for potentials of shape [batch, neuron] = {tuple(potential.shape)}; give one per channel")
+            raise TeasError(
+                f"{theta.numel()} thresholds were given for potentials of shape {list(potential.shape)}, [batch, *neuron]; give one per channel, and inputs "
+                "with their batch axis, [batch, *shape]"
+            )
         return theta.view(-1, *[1] * (potential.dim() - 2))
 
     def forward(self, current: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from teas.spiking.neuron import IF, LIF
 from teas.study import data as datasets
 from teas.study.config import Experiment
 from teas.study.hooks import Hooks
+from teas.study.suiting import check_suits
 
 
 def build_module(experiment: Experiment, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
@@ -40,7 +41,9 @@ def full_network(experiment: Experiment, data: datasets.Data, data_folder: Path 
     module = build_module(experiment, data.shape, data.classes)
     if experiment.network.weights:
         load_weights(module, (data_folder or Path()) / experiment.network.weights)
-    return SpikingNetwork(module, experiment.training.window, **asdict(experiment.semantics))
+    network = SpikingNetwork(module, experiment.training.window, **asdict(experiment.semantics))
+    check_suits(network, experiment.network.architecture, data)
+    return network
 
 
 def stages(experiment: Experiment) -> tuple[list[Stage], Stage, Stage]:

@@ -41,6 +41,7 @@ from teas.study.conversion_config import LEARNED, RANDOM, ConversionConfig, Retr
 from teas.study.energy import costs, count_operations, total
 from teas.study.hooks import Hooks
 from teas.study.metrics import latency
+from teas.study.suiting import check_suits
 
 BATCH = 250
 TUNED = 25  # inputs a step of tuning
@@ -175,6 +176,7 @@ def _obtain_ann(
     ann = build_ann(config.architecture, config.classes or data.classes).to(device)
     if config.weights not in ("", RANDOM):
         load_weights(ann, (data_folder or Path()) / config.weights)
+    check_suits(ann, config.architecture, data)
     if config.pretraining:
         batches = datasets.loader(data.train, experiment.data.batch, shuffle_seed=experiment.seeds[0])
         checkpoint = folder / "checkpoints" / "ann.safetensors"
