@@ -26,18 +26,21 @@ from teas.engine.event_sources import (
     WORDS,
     compiled,
     inner,
+    put_off,
     row_room,
     sort_first,
     u,
 )
-from teas.engine.firing import firing
+from teas.engine.firing import TOGETHER, firing
 from teas.engine.lanes import LANES
+
+_LONG = 64  # steps from which on it is worth knowing when nothing changes any more
 
 
 def _runner(rule: str) -> Callable[..., None]:
     """One layer for `n` images: all steps, `at_once` of them at a time, row by row; its trains go to `arena[image, to:]`, potentials are left in place.
 
-    bare: nobody reads the trains, and their counts go to `counts[image]` instead.
+    bare: nobody reads the trains, and their counts go to `counts[image]` instead; of sorted events it is known when the last one comes.
 
     shape: rows, columns, vectors of channels. halo: columns on the left and on the right where runs of additions may end outside of the map.
     kinds: what the events of each term are, by image. keeps: whether currents last until an event changes them (all terms are FIRST or CHANGES), or
@@ -52,7 +55,7 @@ def _runner(rule: str) -> Callable[..., None]:
 
     def run_image(  # type: ignore[no-untyped-def]
         arena, to, bare, counts, steps, shape, ring, at_once, halo, terms, weights, tables, keeps, current, drive, drive_row, neurons, bases, reads,
-        events, starts, sent,
+        events, starts, sent, quiet,
     ):  # fmt: skip
         rows, columns, vectors = shape
         potential, held, theta, shift, fired, may, how = neurons
@@ -82,10 +85,17 @@ def _runner(rule: str) -> Callable[..., None]:
                             events, starts,
                         )  # fmt: skip
                     sent[k] = max(sent[k], last)
+                group = u(row) * (line // u(TOGETHER))
                 if bare and keeps:
-                    count_changes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, counts, at, line, line, count)
+                    count_changes(
+                        potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, counts, at, line, line, count, quiet, group,
+                        u(begin), u(steps),
+                    )  # fmt: skip
                 elif bare:
-                    count_spikes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, counts, at, line, line, count)
+                    count_spikes(
+                        potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, counts, at, line, line, count, quiet, group,
+                        u(begin), u(steps),
+                    )  # fmt: skip
                 elif keeps:
                     fire_changes(potential, at, current, from_, pitch, held, drive, driven, theta, shift, fired, may, how, arena, out, line, line, count)
                 else:
@@ -95,10 +105,11 @@ def _runner(rule: str) -> Callable[..., None]:
 
     def run(  # type: ignore[no-untyped-def]
         arena, n, to, bare, counts, steps, shape, ring, at_once, halo, terms, kinds, keeps, weights, tables, current, drive, drive_row, start, neurons,
-        bases, reads, events, starts, sorted_counts, kept,
+        bases, reads, events, starts, sorted_counts,
     ):  # fmt: skip
         potentials, held, theta, shift, sums, may, how = neurons
-        sent = np.zeros(len(terms), np.int64)
+        sent, latest = np.zeros(len(terms), np.int64), np.zeros(max(1, sorted_counts.shape[2] // LANES), np.uint32)
+        quiet = np.zeros(shape[0] * (shape[1] * shape[2] // TOGETHER), np.uint32)
         row_vectors = (shape[1] + halo[0] + halo[1]) * shape[2]
         for image in range(n):
             potential, fired = potentials[image % len(potentials)], sums[image % len(sums)]
@@ -106,20 +117,25 @@ def _runner(rule: str) -> Callable[..., None]:
             held[:], fired[:], may[:] = 0, 0, 0xFFFF
             counts[image] = 0
             end = starts_end = 0
+            quiet[:] = 1
             for k in range(len(terms)):
                 terms[k, KIND] = kinds[image, k]
                 if terms[k, KIND] == FIRST:
                     terms[k, EVENTS], terms[k, STARTS] = end, starts_end
-                    sort_first(sorted_counts[k, image], steps, at_once, row_vectors, terms, k, bases, reads, events, starts, kept)
+                    sort_first(sorted_counts[k, image], steps, at_once, row_vectors, terms, k, bases, reads, events, starts)
+                    if bare and steps >= _LONG:
+                        put_off(quiet, sorted_counts[k, image], steps, shape, terms, k, latest)
                     end += 2 * terms[k, ROWS] * terms[k, COLUMNS] * terms[k, WORDS] * LANES
                     starts_end += terms[k, ROWS] * row_room(terms, k, steps, at_once)
             for k in range(len(terms)):
                 if terms[k, KIND] != FIRST:
                     terms[k, EVENTS] = end
+                if terms[k, KIND] != FIRST or steps < _LONG:
+                    quiet[:] = steps + 1  # it may change at any step
             here = (potential, held, theta, shift, fired, may, how)
             image_runner(
                 arena[image], to, bare, counts[image], steps, shape, ring, at_once, halo, terms, weights, tables, keeps[image], current,
-                drive[image % len(drive)], drive_row, here, bases, reads, events, starts, sent,
+                drive[image % len(drive)], drive_row, here, bases, reads, events, starts, sent, quiet,
             )  # fmt: skip
 
     return compiled(run)  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ from teas.spiking.trace import Layer
 
 LANES = 16
 _NEAR, _AT_ONCE = 65_536, 16  # bytes that the currents of several steps may take, to stay in a near cache; most steps at once
-_SORTED_NEAR, _SORTED_AT_ONCE = 262_144, 64  # and where events are sorted: few change a step, and fewer parts are sorted and run through faster
+_SORTED_NEAR, _SORTED_AT_ONCE = 524_288, 128  # and where events are sorted: few change a step, and fewer parts are sorted and run through faster
 _SIXTEEN, _THIRTY = 2**15, 2**30
 Floats = NDArray[np.float32] | NDArray[np.float64]
 

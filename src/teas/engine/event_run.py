@@ -111,7 +111,7 @@ class Worker:
         room = max(_event_room(layout) for layout in plan.layouts.values())
         self.events, self.starts = np.zeros(room, np.uint32), np.zeros(max(_start_room(layout) for layout in plan.layouts.values()), np.uint32)
         largest, terms = max(layout.map.size for layout in plan.layouts.values()), max(len(layout.terms) for layout in plan.layouts.values())
-        self.retimed, self.kept = np.zeros((max(1, terms), images, largest), np.uint16), np.zeros(largest + LANES, np.uint32)
+        self.retimed = np.zeros((max(1, terms), images, largest), np.uint16)
 
     def _rows(self, layout: Layout, size: int, each: bool) -> NDArray[np.generic]:
         """A row for each image, or one for all."""
@@ -159,7 +159,7 @@ class Worker:
         run(
             self.arena, n, self.plan.trains[name], name in self.plan.bare, self.counts[name], layout.steps, shape, layout.ring, layout.at_once, layout.halo,
             rows, kinds, keeps, layout.weights, layout.tables, self.current[name], drive, drive_row, layout.start, self._neurons(name), layout.bases,
-            layout.reads, self.events, self.starts, self.retimed, self.kept,
+            layout.reads, self.events, self.starts, self.retimed,
         )  # fmt: skip
 
     def _neurons(self, name: str) -> tuple[NDArray[np.generic], ...]:

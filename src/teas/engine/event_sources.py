@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from teas.engine.lanes import LANES, ones, unpack, unpack_counts, unpack_ends
+from teas.engine.firing import TOGETHER
+from teas.engine.lanes import LANES, largest_below, ones, unpack, unpack_counts, unpack_ends
 
 # What the events of a term are: spikes; on at step 0 and off at step n; on and off at any step; none, for every word of spikes is looked up.
 SPIKES, FIRST, CHANGES, TABLED = 0, 1, 2, 3
@@ -64,7 +65,7 @@ def row_events(arena, terms, k, row, begin, end, steps, row_vectors, vectors, ba
 
 @inner
 def parts(steps, at_once):  # type: ignore[no-untyped-def]
-    """Places in `starts` for where events of a row of a source begin: its neurons go on, off during each `at_once` steps, or last."""
+    """Places in `starts` for where events of a row of a source begin: its neurons go on, off during each `at_once` steps, and no more."""
     return (steps + at_once - 1) // at_once + 2
 
 
@@ -74,45 +75,50 @@ def row_room(terms, k, steps, at_once):  # type: ignore[no-untyped-def]
     return parts(steps, at_once) + terms[k, COLUMNS] * (1 + terms[k, WORDS])
 
 
-@compiled
-def sort_first(counts, steps, at_once, row_vectors, terms, k, bases, reads, events, starts, kept):  # type: ignore[no-untyped-def]
-    """Events of a train that fires in the first n steps: each row's on at step 0, then off at n, sorted by `at_once` steps, as `starts` tells."""
+@inner
+def sort_first(counts, steps, at_once, row_vectors, terms, k, bases, reads, events, starts):  # type: ignore[no-untyped-def]
+    """Events of a train that fires in the first n steps: each row's on at step 0, then off at n, `at_once` steps after the other, as `starts` tells."""
     columns, words, rooms, room = u(terms[k, COLUMNS]), u(terms[k, WORDS]), u(parts(steps, at_once)), u(row_room(terms, k, steps, at_once))
     table, n, pitch = u(terms[k, BASES]), u(terms[k, EVENTS]), u(row_vectors) << u(16)
-    # Four places a room, taken in turn, so that an event need not wait until the last one's place is known.
-    places, room_of, later = np.zeros(u(4) * rooms, np.uint32), np.zeros(steps + 1, np.uint32), np.zeros(steps + 1, np.uint32)
-    for count in range(steps):
-        room_of[count], later[count] = 4 * (1 + count // at_once), u(count % at_once) * pitch
-    room_of[steps] = u(4) * (rooms - u(1))
     for row in range(terms[k, ROWS]):
         phase, from_ = u(phase_of(terms, k, row) * terms[k, STRIDE] * terms[k, WORDS] * LANES), u(row) * columns * words
-        begin, bucket = n, u(terms[k, STARTS]) + u(row) * room
+        bucket = u(terms[k, STARTS]) + u(row) * room
+        starts[bucket] = n
         for column in range(columns):
             for i in range(column * words, (column + u(1)) * words):
                 word = u(0)
                 if reads[table + i]:
-                    word = unpack_counts(counts, (from_ + i) * u(LANES), u(bases[table + i]) + phase, events, n, kept, n - begin)
+                    word = unpack_counts(counts, (from_ + i) * u(LANES), u(bases[table + i]) + phase, events, n)
                 starts[bucket + rooms + columns + i] = word
                 n += ones(word)
             starts[bucket + rooms + column] = n
-        starts[bucket], starts[bucket + u(1)] = begin, n
-        if steps <= at_once:  # nothing to be sorted
+        starts[bucket + u(1)] = n
+        for begin in range(0, steps, at_once):
+            first, end, before = u(max(begin, 1)), u(min(begin + at_once, steps)), u(begin) * pitch
             for i in range(columns * words):
                 if reads[table + i]:
-                    n += unpack_ends(counts, (from_ + i) * u(LANES), u(bases[table + i]) + phase, events, n, u(steps), pitch)
-            starts[bucket + u(2)] = n
-            continue
-        active = n - begin
-        places[:] = 0
-        for i in range(active):
-            places[u(room_of[kept[i]]) + (i & u(3))] += 1
-        for part in range(u(1), rooms):
-            starts[bucket + part] = n
-            for place in range(u(4) * part, u(4) * part + u(4)):
-                size = u(places[place])
-                places[place] = n
-                n += size
-        for i in range(active):
-            slot = u(room_of[kept[i]]) + (i & u(3))
-            events[places[slot]] = events[begin + i] + later[kept[i]]
-            places[slot] += 1
+                    n += unpack_ends(counts, (from_ + i) * u(LANES), u(bases[table + i]) + phase - before, events, n, first, end, pitch)
+            starts[bucket + u(2) + u(begin // at_once)] = n
+
+
+@inner
+def put_off(quiet, counts, steps, shape, terms, k, latest):  # type: ignore[no-untyped-def]
+    """Move the step from which on nothing changes, of every `TOGETHER` vectors of a row, behind the last change of a train that fires in the first n steps."""
+    rows, columns, vectors = shape
+    places, words = u(terms[k, ROWS] * terms[k, COLUMNS]), u(terms[k, WORDS])
+    for place in range(places):
+        last = u(0)
+        for i in range(place * words, (place + u(1)) * words):
+            last = max(last, largest_below(counts, i * u(LANES), u(steps)))
+        latest[place] = last
+    groups = columns * vectors // TOGETHER
+    for row in range(rows):
+        top = row * terms[k, ROW_STRIDE] - terms[k, ROW_PAD]
+        for group in range(groups):
+            left = group * TOGETHER // vectors * terms[k, STRIDE] - terms[k, PAD]
+            right = (group * TOGETHER + TOGETHER - 1) // vectors * terms[k, STRIDE] - terms[k, PAD] + terms[k, KERNEL]
+            found = u(quiet[row * groups + group])
+            for source in range(max(0, top), min(terms[k, ROWS], top + terms[k, ROW_KERNEL])):
+                for place in range(source * terms[k, COLUMNS] + max(0, left), source * terms[k, COLUMNS] + min(terms[k, COLUMNS], right)):
+                    found = max(found, u(latest[u(place)]) + u(1))
+            quiet[row * groups + group] = found

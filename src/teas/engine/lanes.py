@@ -254,33 +254,44 @@ def count_bits(typing: Any, words: Any, at: Any, stride: Any, steps: Any, counts
 
 
 @intrinsic
-def unpack_counts(typing: Any, counts: Any, at: Any, base: Any, events: Any, to: Any, kept: Any, keep_to: Any) -> Any:
-    """Write `base + i` to `events[to:]` and the count to `kept[keep_to:]` for each of 16 counts that is not 0; returns a word with a bit for each of these."""
+def unpack_counts(typing: Any, counts: Any, at: Any, base: Any, events: Any, to: Any) -> Any:
+    """Write `base + i` to `events[to:]` for each of 16 counts that is not 0; returns a word with a bit for each of these. Writes 16 elements at any rate."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        block, (_, at, base, _, to, _, keep_to) = Block(context, builder, signature, arguments), arguments
-        vector = ir.VectorType(_I32, LANES)
+        block, (_, at, base, _, to) = Block(context, builder, signature, arguments), arguments
         found = block.load(0, at)
         mask = builder.icmp_unsigned("!=", found, ir.Constant(found.type, [0] * LANES))
         block.compress(block.numbered(base), mask, 3, to)
-        block.compress(builder.zext(found, vector), mask, 5, keep_to)
         return builder.zext(builder.bitcast(mask, _I16), _I64)
 
-    return types.uint64(counts, at, base, events, to, kept, keep_to), build
+    return types.uint64(counts, at, base, events, to), build
 
 
 @intrinsic
-def unpack_ends(typing: Any, counts: Any, at: Any, base: Any, events: Any, to: Any, steps: Any, pitch: Any) -> Any:
-    """Write `base + i + n·pitch` to `events[to:]` for each of 16 counts n that is neither 0 nor `steps`; returns how many these are."""
+def unpack_ends(typing: Any, counts: Any, at: Any, base: Any, events: Any, to: Any, first: Any, end: Any, pitch: Any) -> Any:
+    """Write `base + i + n·pitch` to `events[to:]` for each of 16 counts n from `first` on and below `end`; returns how many these are."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        block, (_, at, base, _, to, steps, pitch) = Block(context, builder, signature, arguments), arguments
-        vector = ir.VectorType(_I32, LANES)
-        found = builder.zext(block.load(0, at), vector)
-        below = builder.icmp_unsigned("<", found, block.splat(builder.trunc(steps, _I32)))
-        mask = builder.and_(below, builder.icmp_unsigned("!=", found, ir.Constant(vector, [0] * LANES)))
-        later = builder.mul(found, block.splat(builder.trunc(pitch, _I32)))
+        block, (_, at, base, _, to, first, end, pitch) = Block(context, builder, signature, arguments), arguments
+        found = block.load(0, at)
+        low, high = (block.splat(builder.trunc(bound, _I16)) for bound in (first, end))
+        mask = builder.and_(builder.icmp_unsigned(">=", found, low), builder.icmp_unsigned("<", found, high))
+        later = builder.mul(builder.zext(found, ir.VectorType(_I32, LANES)), block.splat(builder.trunc(pitch, _I32)))
         block.compress(builder.add(block.numbered(base), later), mask, 3, to)
         return builder.zext(builder.ctpop(builder.bitcast(mask, _I16)), _I64)
 
-    return types.uint64(counts, at, base, events, to, steps, pitch), build
+    return types.uint64(counts, at, base, events, to, first, end, pitch), build
+
+
+@intrinsic
+def largest_below(typing: Any, counts: Any, at: Any, limit: Any) -> Any:
+    """The largest of 16 counts that is below a limit, or else 0."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        block, (_, at, limit) = Block(context, builder, signature, arguments), arguments
+        found = block.load(0, at)
+        below = builder.icmp_unsigned("<", found, block.splat(builder.trunc(limit, _I16)))
+        kept = builder.select(below, found, ir.Constant(found.type, [0] * LANES))
+        return builder.zext(block.call(f"llvm.vector.reduce.umax.v{LANES}i16", _I16, kept), _I64)
+
+    return types.uint64(counts, at, limit), build
