@@ -202,7 +202,7 @@ def measure(
 ) -> Comparison:  # fmt: skip
     """What allocators need, measured on the training images that are not for calibration: of the conversion, or of the network that retraining starts from."""
     hooks.say("measuring activity and damage per layer on training images")
-    semantics = {"code": config.code, "firing": config.firing, "layout": config.layout, "transform": config.transform}
+    semantics = config.semantics
 
     def at(windows: TimeWindows) -> SpikingNetwork:
         # Quantisers of the same windows whatever the discipline: two-phase firing is measured, being the fastest.

@@ -61,7 +61,7 @@ class ConversionConfig:
         for name, suitable in (("damage_windows", DAMAGE_WINDOWS), ("damage_full", DAMAGE_FULL), ("longest", LONGEST)):
             if not getattr(self, name):
                 object.__setattr__(self, name, suitable[self.code])
-        Semantics(code=self.code, firing=self.firing, transform=self.transform, layout=self.layout)
+        Semantics(**self.semantics)
         if not self.weights and self.pretraining is None:
             raise TeasError("a conversion needs a trained ANN: give conversion.weights, a file, or conversion.pretraining, how to train it")
         check_architecture("conversion.architecture", self.architecture, tuple(ANNS))
@@ -86,6 +86,11 @@ class ConversionConfig:
             raise TeasError(f"conversion.damage_full is {self.damage_full}; windows of code {self.code!r} have at most {limit} steps")
         check_positive("conversion.calibration", self.calibration)
         check_positive("conversion.probe", self.probe)
+
+    @property
+    def semantics(self) -> dict[str, str]:
+        """The options of the networks that conversion makes."""
+        return {"code": self.code, "firing": self.firing, "layout": self.layout, "transform": self.transform}
 
 
 @dataclass(frozen=True)
