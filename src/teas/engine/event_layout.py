@@ -17,7 +17,8 @@ from teas.spiking.neuron import IF
 from teas.spiking.trace import Layer
 
 LANES = 16
-_NEAR, _AT_ONCE = 65_536, 16  # bytes that the currents of several steps may take, to stay in a near cache; most steps at once
+_NEAR, _AT_ONCE = 98_304, 30  # bytes that the currents of several steps may take, to stay in a near cache; most steps at once
+_ALIAS = 4096  # bytes after which addresses look alike to a load that waits for stores
 _SORTED_NEAR, _SORTED_AT_ONCE = 524_288, 128  # and where events are sorted: few change a step, and fewer parts are sorted and run through faster
 _SIXTEEN, _THIRTY = 2**15, 2**30
 Floats = NDArray[np.float32] | NDArray[np.float64]
@@ -171,7 +172,10 @@ class Layout:
         self.ring = min(self.map.rows, max([1, *(row[11] for row in rows)]))
         self.row_vectors = (self.map.columns + sum(self.halo)) * self.map.vectors
         near, most = (_SORTED_NEAR, _SORTED_AT_ONCE) if self.sorted and all(self.sorted) else (_NEAR, _AT_ONCE)
-        self.at_once = max(1, min(self.steps, most, near // (self.ring * self.row_vectors * LANES * self.weights.itemsize)))
+        row_bytes = self.row_vectors * LANES * self.weights.itemsize
+        self.at_once = max(1, min(self.steps, most, near // (self.ring * row_bytes)))
+        # Where rows lie a multiple of 4,096 bytes apart, a load from one takes a store to another for its own, and waits.
+        self.at_once += self.at_once * row_bytes % _ALIAS == 0
         self._describe_words()
         theta = self.neurons.threshold_for(torch.empty(1, *self.map.shape)).detach()
         theta = theta.reshape(-1)
@@ -232,7 +236,7 @@ class Layout:
         full = F.pad(weight.flip(2, 3), (0, 0, 0, 0, 0, LANES - ins, 0, LANES - outs)).permute(1, 3, 2, 0)  # [in, column, row, out]
         spikes = torch.tensor([[value >> bit & 1 for bit in range(8)] for value in range(256)], dtype=full.dtype)
         found = torch.einsum("vb,gb...->gv...", spikes, full.reshape(2, 8, 3, 3, LANES))  # [byte, value, column, row, out]
-        return found.flatten()
+        return F.pad(found, (0, 0, 0, 1)).flatten()
 
     def _table(self, term: Term) -> tuple[Tensor, list[int]]:
         """A term's weights as `[row of the run, phase and channel, run]`, one row of zeros behind the others, and the integers that describe the term."""

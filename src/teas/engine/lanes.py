@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16
-TABLED = 9 * LANES  # numbers in an entry of the tables of `look_up`
+TABLED = 12 * LANES  # numbers in an entry of the tables of `look_up`
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 MASK = ir.VectorType(ir.IntType(1), LANES)
 
@@ -128,22 +128,24 @@ def look_up(typing: Any, words: Any, at: Any, columns: Any, tables: Any, table: 
     """Add what a row of a source, 16 channels in a word a column, sends through a 3x3 kernel to 16 channels in three rows of currents.
 
     `tables[table:]` has the sum of the weights for each value of each byte of a word, `[byte, value, column, row, 16]`: for the columns before, at and
-    behind that of the word. Sums of a column wait in registers until all three words that add to it are read. first, second, third:
-    where in the rows the column before the first word lies.
+    behind that of the word, and for four rows, the last of them zeros. The first two rows are one vector, for loads take longest. Sums of a column wait in
+    registers until all three words that add to it are read. first, second, third: where in the rows the column before the first word lies.
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         block, (_, at, columns, _, table, _, *rows) = Block(context, builder, signature, arguments), arguments
         element, plus = context.get_data_type(signature.args[3].dtype), builder.add if block.is_integer(3) else builder.fadd
 
-        def add(row: int, value: Any, column: Any) -> None:
-            """Sums of a column to a row."""
-            to = builder.add(rows[row], builder.mul(column, ir.Constant(_I64, LANES)))
-            block.store(plus(block.load(5, to), value), 5, to)
+        def add(two: Any, third: Any, column: Any) -> None:
+            """Sums of a column to the rows."""
+            halves = [builder.shuffle_vector(two, two, ir.Constant(ir.VectorType(_I32, LANES), list(range(at, at + LANES)))) for at in (0, LANES)]
+            for row, value in zip(rows, (*halves, third), strict=True):
+                to = builder.add(row, builder.mul(column, ir.Constant(_I64, LANES)))
+                block.store(plus(block.load(5, to), value), 5, to)
 
-        # What is known of the sums of the next column, and of the one behind it, for each row.
-        zero = ir.Constant(ir.VectorType(element, LANES), [0] * LANES)
-        next_, last = ([cgutils.alloca_once_value(builder, zero) for _ in rows] for _ in range(2))
+        # What is known of the sums of the next column, and of the one behind it, of two rows and of the third.
+        sizes = (2 * LANES, LANES)
+        next_, last = ([cgutils.alloca_once_value(builder, ir.Constant(ir.VectorType(element, size), [0] * size)) for size in sizes] for _ in range(2))
         with cgutils.for_range(builder, columns) as loop:
             word = builder.zext(builder.load(block.pointer(0, builder.add(at, loop.index))), _I64)
             entries = []
@@ -151,17 +153,16 @@ def look_up(typing: Any, words: Any, at: Any, columns: Any, tables: Any, table: 
                 value = builder.and_(builder.lshr(word, ir.Constant(_I64, 8 * byte)), ir.Constant(_I64, 255))
                 entries.append(builder.add(builder.add(table, ir.Constant(_I64, TABLED * 256 * byte)), builder.mul(value, ir.Constant(_I64, TABLED))))
 
-            def sent(column: int, row: int) -> Any:
-                offset = ir.Constant(_I64, LANES * (3 * column + row))
-                return plus(*(block.load(3, builder.add(entry, offset)) for entry in entries))
+            def sent(column: int, part: int) -> Any:
+                offset = ir.Constant(_I64, LANES * (4 * column + 2 * part))
+                return plus(*(block.load(3, builder.add(entry, offset), sizes[part]) for entry in entries))
 
-            for row in range(3):
-                add(row, plus(builder.load(next_[row]), sent(0, row)), loop.index)
-                builder.store(plus(builder.load(last[row]), sent(1, row)), next_[row])
-                builder.store(sent(2, row), last[row])
-        for row in range(3):
-            add(row, builder.load(next_[row]), columns)
-            add(row, builder.load(last[row]), builder.add(columns, ir.Constant(_I64, 1)))
+            add(*(plus(builder.load(next_[part]), sent(0, part)) for part in range(2)), loop.index)
+            for part in range(2):
+                builder.store(plus(builder.load(last[part]), sent(1, part)), next_[part])
+                builder.store(sent(2, part), last[part])
+        add(*(builder.load(place) for place in next_), columns)
+        add(*(builder.load(place) for place in last), builder.add(columns, ir.Constant(_I64, 1)))
         return context.get_dummy_value()
 
     return types.void(words, at, columns, tables, table, current, first, second, third), build
