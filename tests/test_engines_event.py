@@ -305,3 +305,23 @@ def test_windows_longer_than_it_counts_are_refused(window, runs):
     network, _ = build(next(iter(CASES)), firing="immediate")
     reasons = INTEGERS.why_not(network.with_windows(window), CPU)
     assert reasons == ([] if runs else [f"it counts to 32767, the longest window is {window}"])
+
+
+def test_code_on_disk_is_used_until_any_file_of_the_engine_changes(tmp_path, monkeypatch):
+    import numba
+
+    from teas.engine import event_sources
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def found_on_disk():
+        def doubled(number):
+            return 2 * number
+
+        made = event_sources.compiled(doubled)
+        assert made(4) == 8
+        return sum(made.stats.cache_hits.values())
+
+    assert [found_on_disk(), found_on_disk()] == [0, 1]
+    monkeypatch.setattr(event_sources, "_sources", "those of another version")
+    assert [found_on_disk(), found_on_disk()] == [0, 1]

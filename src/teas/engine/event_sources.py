@@ -6,6 +6,9 @@ one that fires in the first n steps of its window is also known from n alone.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +23,25 @@ SPIKES, FIRST, CHANGES, TABLED = 0, 1, 2, 3
 AT, ROWS, COLUMNS, WORDS, KIND, ROW_KERNEL, KERNEL, ROW_STRIDE, STRIDE, ROW_PAD, PAD, ROW_RUN, RUN, TABLE, WEIGHTS, EVENTS, STARTS, BASES = range(18)
 DIAGONAL, TABLES = 18, 19
 
-_options: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False, "error_model": "numpy"}
-_jit: Any = njit
-compiled = _jit(**_options)
-inner = _jit(**_options, _nrt=False)  # makes no arrays: those of its caller need not be counted, which takes longer than a row of additions
-inlined = _jit(**_options, _nrt=False, forceinline=True)
 u = np.uint64
+_files = sorted(Path(__file__).parent.glob("*.py"))
+_sources = hashlib.sha256(b"".join(file.read_bytes() for file in _files)).hexdigest()
+
+
+def _compiler(**options: Any) -> Callable[..., Any]:
+    """numba's `njit`, whose code is kept on disk until any file of the engine changes: numba looks at a function's own file, and what it calls lies in others."""
+
+    def compile_(function: Callable[..., Any]) -> Any:
+        made: Any = njit(**options, nogil=True, cache=True, boundscheck=False, error_model="numpy")(function)
+        made._cache._cache_file._source_stamp = _sources
+        return made
+
+    return compile_
+
+
+compiled = _compiler()
+inner = _compiler(_nrt=False)  # makes no arrays: those of its caller need not be counted, which takes longer than a row of additions
+inlined = _compiler(_nrt=False, forceinline=True)
 
 
 @inner
