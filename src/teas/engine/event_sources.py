@@ -29,7 +29,7 @@ _sources = hashlib.sha256(b"".join(file.read_bytes() for file in _files)).hexdig
 
 
 def _compiler(**options: Any) -> Callable[..., Any]:
-    """numba's `njit`, whose code is kept on disk until any file of the engine changes: numba looks at a function's own file, and what it calls lies in others."""
+    """numba's `njit`, whose code is kept on disk until any file of the engine changes: numba looks at a function's own, and what it calls lies in others."""
 
     def compile_(function: Callable[..., Any]) -> Any:
         made: Any = njit(**options, nogil=True, cache=True, boundscheck=False, error_model="numpy")(function)
