@@ -55,7 +55,7 @@ def test_libraries_stay_in_their_rooms(path):
     if room(path) == "spiking":
         assert used - {"__future__", "torch", "teas"} - kernels.get(path.name, set()) <= set(__import__("sys").stdlib_module_names)
     if used & {"numba", "llvmlite"}:
-        assert path.name in ("lanes.py", "firing.py", "event_sources.py", "window_loops.py")
+        assert path.name in ("lanes.py", "firing.py", "counting.py", "event_sources.py", "window_loops.py")
     if "matplotlib" in used:
         assert path.name in ("figures.py", "figures_training.py", "report.py", "bench_report.py")
     assert "pickle" not in used or path.name == "weights.py"  # only to catch its error
