@@ -26,7 +26,7 @@ def fold_batch_norms(network: SpikingNetwork) -> SpikingNetwork:
         found = {operation.name: operation for operation in layer.synapses}
         readers = Counter(name for operation in layer.synapses for name in operation.inputs)
         for operation in layer.synapses:
-            norm = module.get_submodule(str(operation.target)) if operation.kind == "call_module" else None
+            norm = operation.child(module)
             source = found.get(operation.inputs[0]) if isinstance(norm, _BatchNorm) else None
             if source is None or source.kind != "call_module" or readers[source.name] > 1 or uses[str(source.target)] > 1 or uses[str(operation.target)] > 1:
                 continue

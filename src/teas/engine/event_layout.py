@@ -18,8 +18,8 @@ from teas.spiking.trace import Layer
 
 LANES = 16
 _NEAR, _AT_ONCE = 98_304, 30  # bytes that the currents of several steps may take, to stay in a near cache; most steps at once
-_ALIAS = 4096  # bytes after which addresses look alike to a load that waits for stores
 _SORTED_NEAR, _SORTED_AT_ONCE = 524_288, 128  # and where events are sorted: few change a step, and fewer parts are sorted and run through faster
+_ALIAS = 4096  # bytes after which addresses look alike to a load that waits for stores
 _SIXTEEN, _THIRTY = 2**15, 2**30
 Floats = NDArray[np.float32] | NDArray[np.float64]
 

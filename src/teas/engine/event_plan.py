@@ -91,7 +91,7 @@ class _Reader:
         self.operations = {operation.name: operation for operation in self.layer.synapses}
 
     def child(self, operation: Operation) -> nn.Module | None:
-        return self.module.get_submodule(str(operation.target)) if operation.kind == "call_module" else None
+        return operation.child(self.module)
 
     def current(self, name: str) -> Current:
         """Terms and bias of a value in charge."""

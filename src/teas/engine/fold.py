@@ -71,7 +71,7 @@ def fold_amplitudes(network: SpikingNetwork) -> tuple[SpikingNetwork, dict[str, 
 
 
 def _is_amplitude(network: SpikingNetwork, operation: Operation) -> bool:
-    return operation.kind == "call_module" and isinstance(network.module.get_submodule(str(operation.target)), Amplitude)
+    return isinstance(operation.child(network.module), Amplitude)
 
 
 def _amplified(network: SpikingNetwork, layer: Layer) -> list[str]:
@@ -130,7 +130,7 @@ class _Folder:
         if name not in self.operations:
             return _Value(_ONE)
         operation = self.operations[name]
-        child = self.network.module.get_submodule(str(operation.target)) if operation.kind == "call_module" else None
+        child = operation.child(self.network.module)
         values = [self.value(source) for source in operation.inputs]
         target = getattr(operation.target, "__name__", operation.target)
         if isinstance(child, Amplitude):

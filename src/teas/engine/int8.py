@@ -49,7 +49,7 @@ def quantise(network: SpikingNetwork, bits: int = 8) -> SpikingNetwork:
         fraction, exponent = torch.frexp(theta)
         theta.copy_(torch.ldexp((fraction * 2**finest).round(), exponent - finest))
         for operation in layer.synapses:
-            child = network.module.get_submodule(str(operation.target)) if operation.kind == "call_module" else None
+            child = operation.child(network.module)
             if isinstance(child, (nn.Conv2d, nn.Linear)) and INPUT not in operation.inputs and child not in done:
                 done.add(child)
                 lowest = theta if theta.numel() == len(child.weight) else theta.min()

@@ -67,7 +67,7 @@ class Compiler:
         self.last_reader = {name: operation.name for operation in self.layer.synapses for name in operation.inputs}
 
     def child(self, operation: Operation) -> nn.Module | None:
-        return self.network.module.get_submodule(str(operation.target)) if operation.kind == "call_module" else None
+        return operation.child(self.network.module)
 
     def last_of(self, name: str, operation: Operation) -> bool:
         """Whether nobody reads the value after this operation."""
@@ -158,7 +158,7 @@ def simplified(layer: Layer, module: nn.Module) -> Layer:
     kept = []
     for operation in layer.synapses:
         args, kwargs = map_refs((operation.args, operation.kwargs), Ref, lambda ref: Ref(same.get(ref.name, ref.name)))
-        if operation.kind == "call_module" and isinstance(module.get_submodule(str(operation.target)), IDENTITIES):
+        if isinstance(operation.child(module), IDENTITIES):
             same[operation.name] = args[0].name
         elif operation.kind == "call_method" and operation.target == "view":
             kept.append(replace(operation, target="reshape", args=args, kwargs=kwargs))  # channels may lie last

@@ -72,7 +72,7 @@ def currents(share: Share, network: SpikingNetwork) -> set[str]:
     found: set[str] = set()
     drawn = {INPUT} if network.semantics.encoding == "poisson" else set()
     for operation in share.layer.synapses:
-        child = network.module.get_submodule(str(operation.target)) if operation.kind == "call_module" else None
+        child = operation.child(network.module)
         reads_one = bool((share.imports | found) & set(operation.inputs)) and name_of(operation) not in SIZE_NAMES
         if drawn & set(operation.inputs):
             drawn.add(operation.name)

@@ -117,7 +117,7 @@ def _synaptic_operations(
         if not sources or not isinstance(value, Tensor):
             continue
         kind = next((kind for kind in ("current", "analog", "spikes") if kind in {kinds[name] for name in sources}), "spikes")
-        child = module.get_submodule(str(operation.target)) if operation.kind == "call_module" else None
+        child = operation.child(module)
         if _name(operation, child) in _UNCOUNTED:
             raise TeasError(f"the operations of {operation.name} ({_name(operation, child)}) can't be counted; use nn.Linear or nn.Conv1d, 2d, 3d for synapses")
         fan_out = _fan_out(child, values[sources[0]]) if child is not None else None
