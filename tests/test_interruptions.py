@@ -118,3 +118,39 @@ def test_only_what_interrupted_writes_left_is_removed(tmp_path):
         (tmp_path / name).write_text("x")
     remove_strays(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+IN_A_CALLBACK = """
+import ctypes, signal, sys, time
+from teas.interruptions import raise_lost_interruptions
+
+def compare(a, b):
+    signal.raise_signal(signal.SIGINT)
+    return 0
+
+raise_lost_interruptions()
+callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(compare)
+try:
+    ctypes.CDLL(None).qsort((ctypes.c_int * 2)(), 2, 4, callback)
+    print("lost at first", flush=True)
+    time.sleep(20)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interruption_in_a_callback_of_c_is_raised_after_it():
+    done = subprocess.run([sys.executable, "-c", IN_A_CALLBACK], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[:2] == ["lost at first", "interrupted"]
+    assert done.stderr == ""
+
+
+def test_other_exceptions_of_a_callback_are_told_as_before():
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_CALLBACK.replace("signal.raise_signal(signal.SIGINT)", "1 / 0").replace("sleep(20)", "sleep(0)")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "lost at first\n"
+    assert "ZeroDivisionError" in done.stderr

@@ -19,6 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from teas.errors import TeasError
+from teas.interruptions import raise_lost_interruptions
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Time windows per layer for spiking neural networks.", pretty_exceptions_enable=False)
 console = Console(stderr=True)  # standard output is for results
@@ -374,4 +375,5 @@ def bench(
 
 def main() -> None:
     """Run the command."""
+    raise_lost_interruptions()
     app()
