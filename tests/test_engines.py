@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from teas.engine import ENGINES, choose_engine
 from teas.engine import count as count_module
 from teas.engine.contract import choose
 from teas.engine.count import CountEngine
-from teas.engine.int8 import Int8Compiler, exact_kernels, quantise
+from teas.engine.int8 import Int8Compiler, _rounded, exact_kernels, quantise
 from teas.engine.plan import Compiler
 from teas.engine.reference import ReferenceEngine
 from test_oracle import TWO_PHASE, network_of, networks
@@ -246,6 +247,27 @@ def test_neurons_are_fused_into_the_kernels_where_that_is_exact():
     for module in odd:
         module.threshold.fill_(1 / 3)  # no whole number of any unit
     assert not any(plan.fused for plan in INT8._plans(quantised, "counts"))
+
+
+def test_float32_is_no_further_off_than_is_said():
+    """Sums of three terms in float32, in every order and with products rounded or not, against numbers that are exact to 60 bits."""
+    generator = np.random.default_rng(0)
+    n, most = 200_000, 46
+    theta, bias = generator.uniform(0.9, 4, n), generator.uniform(-3, 3, n)
+    step, count = 2.0 ** generator.integers(-14, -6, n), generator.integers(0, most, n)
+    value = generator.uniform(-1, most, n)  # in thresholds
+    acc = np.round((value * theta - bias - count) / step)
+    exact = (step * acc.astype(np.longdouble) + bias + count) / theta.astype(np.longdouble)
+    single = np.float32
+    scale, amplitude, shift = (step / theta).astype(single), (1 / theta).astype(single), (bias / theta).astype(single)
+    scaled, added = scale * acc.astype(single), amplitude * count.astype(single)
+    inexact = single(scale.astype(np.float64) * acc + shift.astype(np.float64)), amplitude.astype(np.float64) * count  # a product is not rounded
+    sums = [(scaled + shift) + added, scaled + (shift + added), (scaled + added) + shift, single(inexact[0] + inexact[1])]
+    assert all(found.dtype == single for found in sums)
+    bound = _rounded(most, torch.from_numpy(abs(bias / theta)), torch.from_numpy(count / theta)).numpy()
+    nearest = [float((abs(found - exact) / bound).max()) for found in sums]
+    assert max(nearest) <= 1, nearest
+    assert max(nearest) > 0.3, nearest  # the bound is near what happens
 
 
 def test_quantise_makes_another_network():

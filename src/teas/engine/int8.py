@@ -188,8 +188,7 @@ class Int8Compiler(Compiler):
         """Counts of the sources to the counts of this layer with the neurons inside the kernel, where that is exact; else None.
 
         `floor(P/θ) = round((P + g/2)/θ - 1/2)` for P and θ that are integers in some unit g: no value is nearer than `g/(2θ)` to where the
-        rounding jumps, and float32 errors, at most 6 roundings of values up to `reach`, are smaller while 6·reach·θ/g < 2^23. spare: sources whose counts
-        nobody needs after this layer.
+        rounding jumps, and the errors of float32 (see `_rounded`) are smaller. spare: sources whose counts nobody needs after this layer.
         """
         name, added, ratio = self.absorbing(self.layer.current, False), None, 0.0
         operation = self.operations.get(self.layer.current)
@@ -206,8 +205,10 @@ class Int8Compiler(Compiler):
         whole, own = (packed.step, theta, bias, torch.full_like(theta, ratio)), packed.step * self.counts[packed.source] / self.levels
         unit = _unit(packed.step, *whole)
         unit = _unit(own, *whole) if unit is None else unit
-        reach = self.levels + 1 + bias.abs() / theta + (ratio * self.counts[added] / theta if added else 0)
-        if unit is None or bool((6 * reach * theta / unit >= EXACT / 2).any()):
+        if unit is None:
+            return None
+        error = _rounded(self.levels + 1, bias.abs() / theta + 0.5, ratio * self.counts[added] / theta if added else torch.zeros_like(theta))
+        if bool((error >= unit / (2 * theta)).any()):
             return None
         scale, shift = (packed.step / theta).float(), self.rounding(bias, unit, theta)
         rest = [step for step in steps if step.name not in (name, self.layer.current)]
@@ -229,6 +230,16 @@ class Int8Compiler(Compiler):
             return count if self.levels == MAX_BYTE else count.clamp_(max=self.levels)
 
         return run
+
+
+def _rounded(most: int, shift: Tensor, added: Tensor) -> Tensor:
+    """How far `scale·acc + shift + amplitude·count` may be off in float32, where it is at most `most`: half a unit in the last place for each rounding.
+
+    The scale, its product with acc, the shift (in two parts), the first sum of two (in any order), the amplitude, its product, the last sum; a thousandth
+    more for the errors of errors. shift, added: the largest of these two terms.
+    """
+    scaled, first = most + shift + added, most + torch.maximum(shift, added)
+    return 1.001 * (2 * scaled + 2 * shift + first + 2 * added + most) / EXACT
 
 
 def _unit(step: Tensor, *values: Tensor) -> Tensor | None:
