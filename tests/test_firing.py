@@ -42,7 +42,7 @@ def stepped(potential, held, drive, theta, shift, changes, keeps):
 
 def counter(keeps):
     """Neurons whose counts are asked for, as a function of arrays, vectors and the steps from one to another of all."""
-    count = firing("subtract", keeps, True)
+    count = firing("subtract", keeps, True, True)
 
     @numba.njit(boundscheck=False, error_model="numpy")
     def run(potential, current, held, drive, theta, shift, may, how, counts, vectors, begin, end, steps, quiet):

@@ -17,21 +17,22 @@ class Plain:
     """16 neurons of `firing`, or 32, in integers, whose threshold is subtracted and whose counts alone are asked for, with the shortest way from step to step.
 
     Nothing is reset: the sum of all charges `U` grows from the potential on, and the level `H` that it has to reach for the next spike, at first `θ`, by
-    `θ` with each. In the end `V = U - H + θ`, after `H/θ - 1` spikes. Of 32 neurons those with even numbers are one vector and those with odd ones the
-    other: two currents of 16 bits lie in each 32 bits as they are loaded.
+    `θ` with each. In the end `V = U - H + θ`, after `H/θ - 1` spikes. 16 bits hold the charge of a step, current and drive, in the current's unit. Of 32
+    neurons those with even numbers are one vector of `U` and of `H`, those with odd ones the other: two charges of 16 bits lie in each 32 bits.
     """
 
     def __init__(self, block: Block, number: Any, at: Any, driven: Any, to: Any, keeps: bool, lanes: int):
         builder = block.builder
         self.block, self.begin, self.lanes = block, builder.mul(number, ir.Constant(_I64, LANES)), lanes
         here = builder.add(at, self.begin)
-        self.thetas, self.shifts, self.drives = self.parts(8, self.begin), self.parts(9, self.begin), self.parts(6, builder.add(driven, self.begin))
+        self.thetas, self.shifts = self.parts(8, self.begin), self.parts(9, self.begin)
+        drives = self.parts(6, builder.add(driven, self.begin))
+        self.drive = builder.trunc(self.joined([builder.ashr(*pair) for pair in zip(drives, self.shifts, strict=True)]), ir.VectorType(_I16, lanes))
         self.here, self.keeps, self.to = here, keeps, builder.add(to, self.begin)
         self.sums = [cgutils.alloca_once_value(builder, part) for part in self.parts(0, here)]
         self.levels = [cgutils.alloca_once_value(builder, theta) for theta in self.thetas]
-        self.charges = [cgutils.alloca_once_value(builder, drive) for drive in self.drives]
         if keeps:
-            self.charge(self.charges, block.load(5, here, lanes))
+            self.charge = cgutils.alloca_once_value(builder, builder.add(block.load(5, here, lanes), self.drive))
 
     def parts(self, argument: int, index: Any) -> list[Any]:
         """Values of all neurons as vectors of 16."""
@@ -49,36 +50,31 @@ class Plain:
         lanes = list(order)
         return self.block.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
 
-    def charge(self, places: list[Any], currents: Any) -> None:
-        """Add currents to values in the potential's unit."""
+    def widened(self, charge: Any) -> list[Any]:
+        """Charges of 16 bits in the potential's unit."""
         builder, wide = self.block.builder, self.thetas[0].type
         if self.lanes == LANES:
-            charged = [builder.shl(builder.sext(currents, wide), self.shifts[0])]
-        else:
-            sixteen, pairs = self.block.splat(ir.Constant(_I32, 16)), builder.bitcast(currents, wide)
-            if self.block.has("avx512vnni"):  # products of both halves of each pair, one of them with 0, are added in a single instruction
-                ones = self.block.splat(ir.Constant(_I32, 1)), self.block.splat(ir.Constant(_I32, 1 << 16))
-                for place, one, shift in zip(places, ones, self.shifts, strict=True):
-                    added = self.block.call("llvm.x86.avx512.vpdpwssd.512", wide, builder.load(place), pairs, builder.shl(one, shift))
-                    builder.store(added, place)
-                return
-            tops = (builder.shl(pairs, sixteen), builder.and_(pairs, self.block.splat(ir.Constant(_I32, 0xFFFF0000))))
-            charged = [builder.ashr(top, builder.sub(sixteen, shift)) for top, shift in zip(tops, self.shifts, strict=True)]
-        for place, current in zip(places, charged, strict=True):
-            builder.store(builder.add(builder.load(place), current), place)
+            return [builder.shl(builder.sext(charge, wide), self.shifts[0])]
+        sixteen, pairs = self.block.splat(ir.Constant(_I32, 16)), builder.bitcast(charge, wide)
+        halves = builder.ashr(builder.shl(pairs, sixteen), sixteen), builder.ashr(pairs, sixteen)
+        return [builder.shl(half, shift) for half, shift in zip(halves, self.shifts, strict=True)]
 
     def step(self, currents: Any) -> None:
         """One step with these currents."""
         builder = self.block.builder
+        charge = builder.add(builder.load(self.charge) if self.keeps else self.drive, currents)
         if self.keeps:
-            self.charge(self.charges, currents)
-        for place, charge in zip(self.sums, self.charges, strict=True):
-            builder.store(builder.add(builder.load(place), builder.load(charge)), place)
-        if not self.keeps:
-            self.charge(self.sums, currents)
-        for place, top, theta in zip(self.sums, self.levels, self.thetas, strict=True):
+            builder.store(charge, self.charge)
+        if self.lanes > LANES and self.block.has("avx512vnni"):  # products of both halves of each pair, one of them with 0, are added in a single instruction
+            pairs, wide = builder.bitcast(charge, self.thetas[0].type), self.thetas[0].type
+            units = [builder.shl(self.block.splat(ir.Constant(_I32, one)), shift) for one, shift in zip((1, 1 << 16), self.shifts, strict=True)]
+            sums = [self.block.call("llvm.x86.avx512.vpdpwssd.512", wide, builder.load(*pair), pairs, unit) for *pair, unit in zip(self.sums, units, strict=True)]
+        else:
+            sums = [builder.add(builder.load(place), added) for place, added in zip(self.sums, self.widened(charge), strict=True)]
+        for place, top, theta, total in zip(self.sums, self.levels, self.thetas, sums, strict=True):
             level = builder.load(top)
-            builder.store(builder.select(builder.icmp_signed(">=", builder.load(place), level), builder.add(level, theta), level), top)
+            builder.store(total, place)
+            builder.store(builder.select(builder.icmp_signed(">=", total, level), builder.add(level, theta), level), top)
 
     def rest(self, steps: Any) -> None:
         """So many steps in which nothing changes at once: `U + k·Z`, after as many spikes as steps at which a level was reached.
@@ -89,8 +85,8 @@ class Plain:
         """
         builder = self.block.builder
         k = self.block.splat(builder.trunc(steps, _I32))
-        for place, top, held, theta in zip(self.sums, self.levels, self.charges, self.thetas, strict=True):
-            total, level, charge = builder.load(place), builder.load(top), builder.load(held)
+        for place, top, charge, theta in zip(self.sums, self.levels, self.widened(builder.load(self.charge)), self.thetas, strict=True):
+            total, level = builder.load(place), builder.load(top)
             ends = builder.add(total, builder.mul(charge, k))
             many, some = builder.icmp_signed(">", charge, theta), builder.icmp_signed(">", charge, self.constant(0))
             above = builder.add(builder.sub(builder.select(some, ends, total), level), theta)
@@ -122,9 +118,7 @@ class Plain:
         subtracted = [builder.sub(builder.load(top), theta) for top, theta in zip(self.levels, self.thetas, strict=True)]
         block.store(self.joined([builder.sub(builder.load(place), done) for place, done in zip(self.sums, subtracted, strict=True)]), 0, self.here)
         if self.keeps:
-            charged = [builder.sub(builder.load(held), drive) for held, drive in zip(self.charges, self.drives, strict=True)]
-            lasting = [builder.ashr(z, shift) for z, shift in zip(charged, self.shifts, strict=True)]
-            block.store(builder.trunc(self.joined(lasting), ir.VectorType(_I16, self.lanes)), 5, self.here)
+            block.store(builder.sub(builder.load(self.charge), self.drive), 5, self.here)
         # A whole number below 2^15: the quotient in float32 is less than a hundredth away from it.
         real = ir.VectorType(ir.FloatType(), LANES)
         half = ir.Constant(real, [0.5] * LANES)

@@ -37,7 +37,7 @@ from teas.engine.lanes import LANES
 _LONG = 64  # steps from which on it is worth knowing when nothing changes any more
 
 
-def _runner(rule: str) -> Callable[..., None]:
+def _runner(rule: str, narrow: bool = False) -> Callable[..., None]:
     """One layer for `n` images: all steps, `at_once` of them at a time, row by row; its trains go to `arena[image, to:]`, potentials are left in place.
 
     bare: nobody reads the trains, and their counts go to `counts[image]` instead; of sorted events it is known when the last one comes.
@@ -51,7 +51,7 @@ def _runner(rule: str) -> Callable[..., None]:
     potentials and sums one row an image, or one for all where nobody asks for them later. sorted_counts: of each FIRST term, by image.
     """
     fire_changes, fire_spikes = firing(rule, True, False), firing(rule, False, False)
-    count_changes, count_spikes = firing(rule, True, True), firing(rule, False, True)
+    count_changes, count_spikes = firing(rule, True, True, narrow), firing(rule, False, True, narrow)
 
     def run_image(  # type: ignore[no-untyped-def]
         arena, to, bare, counts, steps, shape, ring, at_once, halo, terms, weights, tables, keeps, current, drive, drive_row, neurons, bases, reads,
@@ -113,7 +113,8 @@ def _runner(rule: str) -> Callable[..., None]:
         row_vectors = (shape[1] + halo[0] + halo[1]) * shape[2]
         for image in range(n):
             potential, fired = potentials[image % len(potentials)], sums[image % len(sums)]
-            potential[:] = start
+            for i in range(len(start)):  # numba's own assignment takes one number at a time
+                potential[u(i)] = start[u(i)]
             held[:], fired[:], may[:] = 0, 0, 0xFFFF
             counts[image] = 0
             end = starts_end = 0
@@ -141,7 +142,7 @@ def _runner(rule: str) -> Callable[..., None]:
     return compiled(run)  # type: ignore[no-any-return]
 
 
-run_plain, run_sums, run_any = _runner("subtract"), _runner("sums"), _runner("any")
+run_plain, run_narrow, run_sums, run_any = _runner("subtract"), _runner("subtract", True), _runner("sums"), _runner("any")
 _fire_steps = firing("any", False, False)
 
 

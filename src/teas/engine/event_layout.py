@@ -102,11 +102,13 @@ class Numbers:
     """Weights, drive and thresholds in the numbers that a layer computes with: as they are, or integers where these hold every sum exactly.
 
     Currents are 16-bit integers in units of `2^fine`, potentials 32-bit ones in units of `2^coarse` (coarser by `shift` bits), per channel.
+    narrow: in units of `2^fine` the drive is whole too, and 16 bits hold the charge of one step, current and drive.
     """
 
     integer: bool
     fine: Tensor  # exponents per channel of the weights' unit
     coarse: Tensor  # and of the potentials'
+    narrow: bool = False
 
     @classmethod
     def choose(cls, terms: list[Term], bias: Tensor, theta: Tensor, v0: float, steps: int, allowed: bool, summed: bool) -> Numbers:
@@ -116,11 +118,15 @@ class Numbers:
         fine = torch.where(fine == 10_000, 0, fine)
         others = torch.stack([bias, theta, v0 * theta.double()], 1)
         coarse = torch.minimum(fine, _lowest_bit(others).amin(1))
-        current = rows.abs().sum(1)
+        current = torch.maximum(rows.clamp_min(0).sum(1), -rows.clamp_max(0).sum(1))
         reach = steps * (current + bias.abs()) + (1 + abs(v0)) * theta
+        both = torch.minimum(fine, _lowest_bit(bias))
+        narrow = bool((torch.ldexp(current + bias.abs().double(), -both) < _SIXTEEN).all())
+        fine = both if narrow else fine
         small = torch.ldexp(current, -fine) < _SIXTEEN
         fits = torch.ldexp((steps + 1 if summed else 2) * reach.double(), -coarse) < 2 * _THIRTY
-        return cls(allowed and bool((small & fits & (fine - coarse < 15)).all()), fine, coarse)
+        integer = allowed and bool((small & fits & (fine - coarse < 15)).all())
+        return cls(integer, fine, coarse, integer and narrow)
 
 
 @dataclass

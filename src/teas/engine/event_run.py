@@ -154,7 +154,8 @@ class Worker:
         one_step = np.where(tabled, TABLED, SPIKES)
         kinds = np.where(first, FIRST, np.where(keeps[:, None], CHANGES, one_step))
         drive, drive_row = (layout.drive_row[None], 0) if constant is None else (layout.map.spread_all(constant), layout.map.line * LANES)
-        run = kernels.run_any if not self.plain[name] else kernels.run_sums if name in self.plan.sums else kernels.run_plain
+        run = kernels.run_narrow if layout.numbers.narrow else kernels.run_plain
+        run = kernels.run_any if not self.plain[name] else kernels.run_sums if name in self.plan.sums else run
         shape = (layout.map.rows, layout.map.columns, layout.map.vectors)
         run(
             self.arena, n, self.plan.trains[name], name in self.plan.bare, self.counts[name], layout.steps, shape, layout.ring, layout.at_once, layout.halo,

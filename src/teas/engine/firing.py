@@ -78,7 +78,7 @@ class _Neurons:
             self.may.store()
 
 
-def firing(rule: str, keeps: bool, counts: bool) -> Callable[..., None]:
+def firing(rule: str, keeps: bool, counts: bool, narrow: bool = False) -> Callable[..., None]:
     """Several steps of `n` times 16 neurons: `V += z + drive`, fire where `V >= θ`, reset; the spikes of step t go to `bits[to + t·line:]`.
 
     counts: nobody reads the spikes themselves; they are added up in `bits[to:]`, a number a neuron, instead. Four arguments more then tell what is not worth
@@ -86,6 +86,7 @@ def firing(rule: str, keeps: bool, counts: bool) -> Callable[..., None]:
 
     What changes at step t lies in `current[from_ + t·pitch:]`, and is 0 afterwards. keeps: it is added to the current in `held`, which lasts;
     otherwise it is the current of that step. Integer currents are shifted to the potential's unit.
+    narrow: of integers, 16 bits hold the charge of one step in the current's unit (see `Numbers`).
     rule: `subtract` subtracts the threshold; `sums` adds the potentials at a spike to `fired` beside; `any` is `sums` in real numbers for every
     reset: the array `rule` holds leak, whether to subtract, v_reset, whether to fire once, and `may` a mask of the neurons that may
     fire, for every 16 of the layer; one that fires once loses its bit.
@@ -96,7 +97,7 @@ def firing(rule: str, keeps: bool, counts: bool) -> Callable[..., None]:
         _, at, _, from_, pitch, _, _, driven, _, _, _, _, _, _, to, line, n, steps, *until = arguments
         integer = block.is_integer(0)
         plus, minus = (builder.add, builder.sub) if integer else (builder.fadd, builder.fsub)
-        plain = integer and rule == "subtract" and counts
+        plain = integer and narrow and rule == "subtract" and counts
 
         def step(neurons: _Neurons | Plain, turn: Any) -> None:
             """One step of 16 neurons."""
