@@ -68,7 +68,9 @@ class Plain:
         if self.lanes > LANES and self.block.has("avx512vnni"):  # products of both halves of each pair, one of them with 0, are added in a single instruction
             pairs, wide = builder.bitcast(charge, self.thetas[0].type), self.thetas[0].type
             units = [builder.shl(self.block.splat(ir.Constant(_I32, one)), shift) for one, shift in zip((1, 1 << 16), self.shifts, strict=True)]
-            sums = [self.block.call("llvm.x86.avx512.vpdpwssd.512", wide, builder.load(*pair), pairs, unit) for *pair, unit in zip(self.sums, units, strict=True)]
+            sums = [
+                self.block.call("llvm.x86.avx512.vpdpwssd.512", wide, builder.load(*pair), pairs, unit) for *pair, unit in zip(self.sums, units, strict=True)
+            ]
         else:
             sums = [builder.add(builder.load(place), added) for place, added in zip(self.sums, self.widened(charge), strict=True)]
         for place, top, theta, total in zip(self.sums, self.levels, self.thetas, sums, strict=True):

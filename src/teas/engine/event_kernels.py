@@ -37,6 +37,14 @@ from teas.engine.lanes import LANES
 _LONG = 64  # steps from which on it is worth knowing when nothing changes any more
 
 
+@inner
+def prepare(potential, start, fired, may):  # type: ignore[no-untyped-def]
+    """What neurons keep, before the first step."""
+    for i in range(len(start)):  # numba's own assignment takes one number at a time
+        potential[u(i)] = start[u(i)]
+    fired[:], may[:] = 0, 0xFFFF
+
+
 def _runner(rule: str, narrow: bool = False) -> Callable[..., None]:
     """One layer for `n` images: all steps, `at_once` of them at a time, row by row; its trains go to `arena[image, to:]`, potentials are left in place.
 
@@ -67,8 +75,7 @@ def _runner(rule: str, narrow: bool = False) -> Callable[..., None]:
             for row in range(rows):
                 at, from_, driven = u(row) * line * u(LANES), u((row % ring * at_once * row_vectors + halo[0] * vectors) * LANES), u(row * drive_row)
                 out, count = u(to) + u(row * steps + begin) * line, u(end - begin)
-                # Where no events come, all steps read the same zeros, which stay near.
-                pitch = u(row_vectors * LANES if len(terms) else 0)
+                pitch = u(row_vectors * LANES)
                 for k in range(len(terms)):
                     if terms[k, DIAGONAL]:
                         send_alike(arena, terms, k, row, begin, end, steps, u(vectors), weights, current, from_, pitch)
@@ -113,9 +120,8 @@ def _runner(rule: str, narrow: bool = False) -> Callable[..., None]:
         row_vectors = (shape[1] + halo[0] + halo[1]) * shape[2]
         for image in range(n):
             potential, fired = potentials[image % len(potentials)], sums[image % len(sums)]
-            for i in range(len(start)):  # numba's own assignment takes one number at a time
-                potential[u(i)] = start[u(i)]
-            held[:], fired[:], may[:] = 0, 0, 0xFFFF
+            prepare(potential, start, fired, may)
+            held[:] = 0
             counts[image] = 0
             end = starts_end = 0
             quiet[:] = 1
@@ -142,8 +148,36 @@ def _runner(rule: str, narrow: bool = False) -> Callable[..., None]:
     return compiled(run)  # type: ignore[no-any-return]
 
 
-run_plain, run_narrow, run_sums, run_any = _runner("subtract"), _runner("subtract", True), _runner("sums"), _runner("any")
+RUN = {rule: _runner(rule) for rule in ("subtract", "sums", "any")} | {"narrow": _runner("subtract", narrow=True)}
 _fire_steps = firing("any", False, False)
+
+
+def _lone_runner(rule: str) -> Callable[..., None]:
+    """A layer that no other's spikes reach, for `n` images: all steps at once, row by row, on its drive; arguments as those of `_runner`."""
+    fire, count_ = firing(rule, False, False, alone=True), firing(rule, False, True, alone=True)
+
+    def run(arena, n, to, bare, counts, steps, shape, drive, drive_row, start, neurons):  # type: ignore[no-untyped-def]
+        potentials, held, theta, shift, sums, may, how = neurons
+        rows, line, zero = shape[0], u(shape[1] * shape[2]), u(0)
+        for image in range(n):
+            potential, fired, driven = potentials[image % len(potentials)], sums[image % len(sums)], drive[image % len(drive)]
+            prepare(potential, start, fired, may)
+            counts[image] = 0
+            for row in range(u(rows)):
+                at, from_, out = row * line * u(LANES), row * u(drive_row), u(to) + row * u(steps) * line
+                if bare:
+                    count_(
+                        potential, at, held, zero, zero, held, driven, from_, theta, shift, fired, may, how, counts[image], at, line, line, u(steps), may,
+                        zero, zero, zero,
+                    )  # fmt: skip
+                else:
+                    fire(potential, at, held, zero, zero, held, driven, from_, theta, shift, fired, may, how, arena[image], out, line, line, u(steps))
+
+    return compiled(run)  # type: ignore[no-any-return]
+
+
+RUN_ALONE = {rule: _lone_runner(rule) for rule in ("subtract", "sums", "any")}
+RUN_ALONE["narrow"] = RUN_ALONE["subtract"]
 
 
 @compiled

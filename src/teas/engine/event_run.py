@@ -154,13 +154,15 @@ class Worker:
         one_step = np.where(tabled, TABLED, SPIKES)
         kinds = np.where(first, FIRST, np.where(keeps[:, None], CHANGES, one_step))
         drive, drive_row = (layout.drive_row[None], 0) if constant is None else (layout.map.spread_all(constant), layout.map.line * LANES)
-        run = kernels.run_narrow if layout.numbers.narrow else kernels.run_plain
-        run = kernels.run_any if not self.plain[name] else kernels.run_sums if name in self.plan.sums else run
+        rule = "any" if not self.plain[name] else "sums" if name in self.plan.sums else "narrow" if layout.numbers.narrow else "subtract"
         shape = (layout.map.rows, layout.map.columns, layout.map.vectors)
-        run(
-            self.arena, n, self.plan.trains[name], name in self.plan.bare, self.counts[name], layout.steps, shape, layout.ring, layout.at_once, layout.halo,
-            rows, kinds, keeps, layout.weights, layout.tables, self.current[name], drive, drive_row, layout.start, self._neurons(name), layout.bases,
-            layout.reads, self.events, self.starts, self.retimed,
+        out = self.arena, n, self.plan.trains[name], name in self.plan.bare, self.counts[name], layout.steps, shape
+        if not layout.terms:
+            kernels.RUN_ALONE[rule](*out, drive, drive_row, layout.start, self._neurons(name))
+            return
+        kernels.RUN[rule](
+            *out, layout.ring, layout.at_once, layout.halo, rows, kinds, keeps, layout.weights, layout.tables, self.current[name], drive, drive_row,
+            layout.start, self._neurons(name), layout.bases, layout.reads, self.events, self.starts, self.retimed,
         )  # fmt: skip
 
     def _neurons(self, name: str) -> tuple[NDArray[np.generic], ...]:

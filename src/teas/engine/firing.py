@@ -64,21 +64,34 @@ class _Neurons:
     """16 neurons of `firing`: what they keep, and what is the same at every step."""
 
     def __init__(self, block: Block, number: Any, at: Any, driven: Any, to: Any, rule: str, keeps: bool, counts: bool):
-        builder = block.builder
+        self.block, builder = block, block.builder
         self.number, self.begin, self.lanes = number, builder.mul(number, ir.Constant(_I64, LANES)), LANES
         here = builder.add(at, self.begin)
         kept = [0, *([5] if keeps else []), *([10] if rule != "subtract" else [])]
-        self.kept = _Kept(block, dict.fromkeys(kept, here) | ({13: builder.add(to, self.begin)} if counts else {}))
+        self.kept, self.to = _Kept(block, dict.fromkeys(kept, here)), builder.add(to, self.begin)
+        # Counted in numbers like potentials: a masked addition of these is one instruction, and real ones are whole below 2^24.
+        self.count = cgutils.alloca_once_value(builder, ir.Constant(self.kept[0].type, [0] * LANES)) if counts else None
         self.drive, self.theta, self.shift = block.load(6, builder.add(driven, self.begin)), block.load(8, self.begin), block.load(9, self.begin)
         self.may = _May(block, 11, here) if rule == "any" else None
+
+    def counted(self, mask: Any) -> None:
+        """One spike more of those of a mask."""
+        builder, count = self.block.builder, self.block.builder.load(self.count)
+        plus, one = (builder.add, 1) if self.block.is_integer(0) else (builder.fadd, 1.0)
+        builder.store(builder.select(mask, plus(count, ir.Constant(count.type, [one] * LANES)), count), self.count)
 
     def store(self) -> None:
         self.kept.store()
         if self.may is not None:
             self.may.store()
+        if self.count is not None:
+            builder, before = self.block.builder, self.block.load(13, self.to)
+            count = builder.load(self.count)
+            new = builder.trunc(count, before.type) if self.block.is_integer(0) else builder.fptoui(count, before.type)
+            self.block.store(builder.add(before, new), 13, self.to)
 
 
-def firing(rule: str, keeps: bool, counts: bool, narrow: bool = False) -> Callable[..., None]:
+def firing(rule: str, keeps: bool, counts: bool, narrow: bool = False, alone: bool = False) -> Callable[..., None]:
     """Several steps of `n` times 16 neurons: `V += z + drive`, fire where `V >= θ`, reset; the spikes of step t go to `bits[to + t·line:]`.
 
     counts: nobody reads the spikes themselves; they are added up in `bits[to:]`, a number a neuron, instead. Four arguments more then tell what is not worth
@@ -86,6 +99,7 @@ def firing(rule: str, keeps: bool, counts: bool, narrow: bool = False) -> Callab
 
     What changes at step t lies in `current[from_ + t·pitch:]`, and is 0 afterwards. keeps: it is added to the current in `held`, which lasts;
     otherwise it is the current of that step. Integer currents are shifted to the potential's unit.
+    alone: nothing but the drive charges them, and no current is read.
     narrow: of integers, 16 bits hold the charge of one step in the current's unit (see `Numbers`).
     rule: `subtract` subtracts the threshold; `sums` adds the potentials at a spike to `fired` beside; `any` is `sums` in real numbers for every
     reset: the array `rule` holds leak, whether to subtract, v_reset, whether to fire once, and `may` a mask of the neurons that may
@@ -99,20 +113,30 @@ def firing(rule: str, keeps: bool, counts: bool, narrow: bool = False) -> Callab
         plus, minus = (builder.add, builder.sub) if integer else (builder.fadd, builder.fsub)
         plain = integer and narrow and rule == "subtract" and counts
 
-        def step(neurons: _Neurons | Plain, turn: Any) -> None:
-            """One step of 16 neurons."""
+        def changes(neurons: _Neurons | Plain, turn: Any) -> Any:
+            """What changes at a step, for 16 neurons or 32; it is 0 afterwards."""
             now = builder.add(builder.add(from_, builder.mul(turn, pitch)), neurons.begin)
             z = block.load(2, now, neurons.lanes)
             block.store(ir.Constant(z.type, [0] * neurons.lanes), 2, now)
-            if isinstance(neurons, Plain):
-                neurons.step(z)
-                return
-            kept, theta, may = neurons.kept, neurons.theta, neurons.may
+            return z
+
+        def charged(neurons: _Neurons, turn: Any) -> Any:
+            """The charge of a step."""
+            if alone:
+                return neurons.drive
+            z = changes(neurons, turn)
             if keeps:
-                z = kept[5] = plus(kept[5], z)
+                z = neurons.kept[5] = plus(neurons.kept[5], z)
             if integer:
-                z = builder.shl(builder.sext(z, theta.type), neurons.shift)
-            charge = plus(z, neurons.drive)
+                z = builder.shl(builder.sext(z, neurons.theta.type), neurons.shift)
+            return plus(z, neurons.drive)
+
+        def step(neurons: _Neurons | Plain, turn: Any) -> None:
+            """One step of 16 neurons, or 32."""
+            if isinstance(neurons, Plain):
+                neurons.step(changes(neurons, turn))
+                return
+            kept, theta, may, charge = neurons.kept, neurons.theta, neurons.may, charged(neurons, turn)
             if may is None:
                 v = plus(kept[0], charge)
                 mask = builder.icmp_signed(">=", v, theta) if integer else builder.fcmp_ordered(">=", v, theta)
@@ -125,7 +149,7 @@ def firing(rule: str, keeps: bool, counts: bool, narrow: bool = False) -> Callab
                 kept[10] = builder.select(mask, plus(kept[10], v), kept[10])
             kept[0] = builder.select(mask, after, v)
             if counts:
-                kept[13] = builder.sub(kept[13], builder.sext(mask, kept[13].type))
+                neurons.counted(mask)
             else:
                 word = builder.add(builder.add(to, builder.mul(turn, line)), neurons.number)
                 builder.store(builder.bitcast(mask, _I16), block.pointer(13, word))
@@ -162,14 +186,15 @@ def firing(rule: str, keeps: bool, counts: bool, narrow: bool = False) -> Callab
                 for neurons in groups:
                     neurons.store()
 
-        whole = builder.udiv(n, ir.Constant(_I64, TOGETHER))
-        done = builder.mul(whole, ir.Constant(_I64, TOGETHER))
+        together = 2 * TOGETHER if alone and counts else TOGETHER  # these keep little, and so more of them at a time
+        whole = builder.udiv(n, ir.Constant(_I64, together))
+        done = builder.mul(whole, ir.Constant(_I64, together))
         with cgutils.for_range(builder, whole) as places:
-            number = builder.mul(places.index, ir.Constant(_I64, TOGETHER))
+            number = builder.mul(places.index, ir.Constant(_I64, together))
             if plain and keeps:
                 until_quiet(number, places.index)
             else:
-                all_steps(number, TOGETHER)
+                all_steps(number, together)
         with cgutils.for_range(builder, builder.sub(n, done)) as places:
             all_steps(builder.add(done, places.index), 1)
         return context.get_dummy_value()
