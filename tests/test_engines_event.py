@@ -243,8 +243,8 @@ def windows_ignored(monkeypatch):  # counts of another window taken as they are
 
 
 def currents_never_end(monkeypatch):  # what a train adds at one step stays
-    for rule, real in event_run.kernels.RUN.items():
-        monkeypatch.setitem(event_run.kernels.RUN, rule, lambda *a, real=real: real(*a[:12], np.ones_like(a[12]), *a[13:]))
+    for rule, real in event_run.kernels.RUNNERS.items():
+        monkeypatch.setitem(event_run.kernels.RUNNERS, rule, lambda *a, real=real: real(*a[:12], np.ones_like(a[12]), *a[13:]))
 
 
 def tables_shifted(monkeypatch):  # looked up under the name of the next four channels

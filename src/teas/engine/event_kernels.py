@@ -148,7 +148,7 @@ def _runner(rule: str, narrow: bool = False) -> Callable[..., None]:
     return compiled(run)  # type: ignore[no-any-return]
 
 
-RUN = {rule: _runner(rule) for rule in ("subtract", "sums", "any")} | {"narrow": _runner("subtract", narrow=True)}
+RUNNERS = {rule: _runner(rule) for rule in ("subtract", "sums", "any")} | {"narrow": _runner("subtract", narrow=True)}
 _fire_steps = firing("any", False, False)
 
 
@@ -176,8 +176,8 @@ def _lone_runner(rule: str) -> Callable[..., None]:
     return compiled(run)  # type: ignore[no-any-return]
 
 
-RUN_ALONE = {rule: _lone_runner(rule) for rule in ("subtract", "sums", "any")}
-RUN_ALONE["narrow"] = RUN_ALONE["subtract"]
+LONE_RUNNERS = {rule: _lone_runner(rule) for rule in ("subtract", "sums", "any")}
+LONE_RUNNERS["narrow"] = LONE_RUNNERS["subtract"]
 
 
 @compiled

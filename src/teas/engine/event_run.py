@@ -158,9 +158,9 @@ class Worker:
         shape = (layout.map.rows, layout.map.columns, layout.map.vectors)
         out = self.arena, n, self.plan.trains[name], name in self.plan.bare, self.counts[name], layout.steps, shape
         if not layout.terms:
-            kernels.RUN_ALONE[rule](*out, drive, drive_row, layout.start, self._neurons(name))
+            kernels.LONE_RUNNERS[rule](*out, drive, drive_row, layout.start, self._neurons(name))
             return
-        kernels.RUN[rule](
+        kernels.RUNNERS[rule](
             *out, layout.ring, layout.at_once, layout.halo, rows, kinds, keeps, layout.weights, layout.tables, self.current[name], drive, drive_row,
             layout.start, self._neurons(name), layout.bases, layout.reads, self.events, self.starts, self.retimed,
         )  # fmt: skip
