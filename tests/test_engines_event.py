@@ -78,6 +78,29 @@ def test_integers_where_they_hold_every_sum():
     assert not any(fits["potentials"])  # their sum over all spikes grows with the square of the window
 
 
+@pytest.mark.parametrize("layout", ["first", "even"])
+@pytest.mark.parametrize(("bias", "narrow"), [(40.0, True), (2400.0, False)])
+def test_charges_that_sixteen_bits_hold_or_do_not(layout, bias, narrow):
+    """Currents of a step take 16 bits in either network, a step's charge with the larger bias takes 17: a shorter way or the longer one, the same counts."""
+    generator = torch.Generator().manual_seed(3)
+    module = nn.Sequential(nn.Linear(24, 40), teas.IF(reset="subtract", v0=0.5), nn.Linear(40, 35), teas.IF(reset="subtract", v0=0.5), nn.Linear(35, 3))
+    with torch.no_grad():
+        for linear in (module[0], module[2]):
+            linear.weight.copy_(torch.randint(-100, 101, linear.weight.shape, generator=generator) / 16)
+            linear.bias.copy_(torch.randint(0, 32, linear.bias.shape, generator=generator) / 16)
+        module[2].bias.add_((bias * torch.linspace(-1, 1, 35)).round())
+    module[1].threshold.fill_(8.0), module[3].threshold.fill_(bias)
+    network = teas.SpikingNetwork(module, {"1": 70, "3": 66}, layout=layout).eval()
+    inputs = torch.randint(0, 5, (6, 24), generator=generator) / 4
+    numbers = INTEGERS.plan(network, inputs[:1], "nothing").layouts["3"].numbers
+    assert (numbers.integer, numbers.narrow) == (True, narrow)
+    wanted = network(inputs).record["3"].count
+    assert 0 < wanted.mean() < 60
+    assert len(wanted.unique()) > 5
+    assert torch.equal(INTEGERS.prepare(network, "counts")(inputs).record["3"].count, wanted)
+    assert torch.equal(INTEGERS.prepare(network, "nothing")(inputs).logits, network(inputs).logits)
+
+
 def immediate(found, **semantics):
     network, inputs = found
     return teas.SpikingNetwork(network.module, network.windows, **semantics).eval(), inputs[:4]
