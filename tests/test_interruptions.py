@@ -9,8 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from safetensors import safe_open
+from typer.testing import CliRunner
 
+from teas.cli import app
 from teas.files import remove_strays
 
 SMALL = """
@@ -121,36 +124,57 @@ def test_only_what_interrupted_writes_left_is_removed(tmp_path):
 
 
 IN_A_CALLBACK = """
-import ctypes, signal, sys, time
-from teas.interruptions import raise_lost_interruptions
+import ctypes, signal, time
+from teas.interruptions import interruptions_reach_us
 
 def compare(a, b):
-    signal.raise_signal(signal.SIGINT)
+    DONE_IN_THE_CALLBACK
     return 0
 
-raise_lost_interruptions()
 callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(compare)
 try:
-    ctypes.CDLL(None).qsort((ctypes.c_int * 2)(), 2, 4, callback)
-    print("lost at first", flush=True)
-    time.sleep(20)
+    with interruptions_reach_us():
+        ctypes.CDLL(None).qsort((ctypes.c_int * 2)(), 2, 4, callback)
+        print("after the callback", flush=True)
+        DONE_AFTER_IT
+    print("went on")
 except KeyboardInterrupt:
     print("interrupted")
+except RuntimeError:
+    print("failed")
+time.sleep(0.2)
 """
+INTERRUPT = "signal.raise_signal(signal.SIGINT)"
 
 
-def test_an_interruption_in_a_callback_of_c_is_raised_after_it():
-    done = subprocess.run([sys.executable, "-c", IN_A_CALLBACK], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split("\n")[:2] == ["lost at first", "interrupted"]
-    assert done.stderr == ""
+@pytest.mark.parametrize(
+    ("inside", "after", "end", "told"),
+    [
+        (INTERRUPT, "time.sleep(20)", "interrupted", ""),
+        (INTERRUPT, "raise RuntimeError('the callback left its work undone')", "interrupted", ""),
+        ("1 / 0", "time.sleep(0)", "went on", "ZeroDivisionError"),
+        ("1 / 0", "raise RuntimeError('another matter')", "failed", "ZeroDivisionError"),
+    ],
+)
+def test_an_interruption_in_a_callback_of_c_is_raised_after_it(inside, after, end, told):
+    """And exceptions of other kinds are told, and forgotten, as they always are."""
+    code = IN_A_CALLBACK.replace("DONE_IN_THE_CALLBACK", inside).replace("DONE_AFTER_IT", after)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[:2] == ["after the callback", end]
+    assert told in done.stderr
+    assert told or not done.stderr
 
 
-def test_other_exceptions_of_a_callback_are_told_as_before():
-    done = subprocess.run(
-        [sys.executable, "-c", IN_A_CALLBACK.replace("signal.raise_signal(signal.SIGINT)", "1 / 0").replace("sleep(20)", "sleep(0)")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout == "lost at first\n"
-    assert "ZeroDivisionError" in done.stderr
+@pytest.mark.parametrize(("command", "arguments", "way_on"), [("run", ["any.toml"], True), ("engines", ["any"], False)])
+def test_only_a_command_that_can_go_on_says_how(command, arguments, way_on, monkeypatch):
+    """Interrupted while the first module is imported that the command needs."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("teas.study.config.read", interrupt)
+    monkeypatch.setattr("teas.study.run_folder.load_run", interrupt)
+    done = CliRunner().invoke(app, [command, *arguments])
+    assert done.exit_code == 130
+    assert "interrupted" in done.stderr
+    assert ("--resume" in done.stderr) == way_on

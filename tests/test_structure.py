@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/teas"
 MODULES = sorted(SOURCE.rglob("*.py"))
-SHARED = {"errors", "files", "_version"}
+SHARED = {"errors", "files", "interruptions", "_version"}
 ALLOWED = {
     "spiking": {"spiking"},
     "ann": {"ann", "spiking"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import shutil
 import sys
@@ -19,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from teas.errors import TeasError
-from teas.interruptions import raise_lost_interruptions
+from teas.interruptions import interruptions_reach_us
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Time windows per layer for spiking neural networks.", pretty_exceptions_enable=False)
 console = Console(stderr=True)  # standard output is for results
@@ -31,17 +32,19 @@ DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of the d
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with bad input ending in one clear message, and an interruption in the way to go on."""
+    """The command, with bad input ending in one clear message, and an interruption in the way to go on where there is one."""
+    way_on = "; the last finished epoch is kept, continue with --resume" if "resume" in inspect.signature(command).parameters else ""
 
     @functools.wraps(command)
     def run_guarded(*arguments: Any, **options: Any) -> None:
         try:
-            command(*arguments, **options)
+            with interruptions_reach_us():
+                command(*arguments, **options)
         except TeasError as error:
             console.print(f"[red]teas:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            console.print("teas: interrupted; the last finished epoch is kept, continue with --resume", highlight=False)
+            console.print(f"teas: interrupted{way_on}", highlight=False)
             raise typer.Exit(130) from None
 
     return run_guarded
@@ -375,5 +378,4 @@ def bench(
 
 def main() -> None:
     """Run the command."""
-    raise_lost_interruptions()
     app()
