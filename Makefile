@@ -30,7 +30,7 @@ bench: $(VENV)/ready  ## ratios of time and memory: our engines beside other lib
 	$(BIN)/teas bench --network resnet20 --window 8 --window 45 --seconds 2 $(WEIGHTS) $(PEERS) --contender ann --contender ann_int8 \
 	  --contender count_int8 --contender count --contender event --contender event_first --contender event_even --picture runs/bench.png
 	$(BIN)/teas bench --network resnet20 --window 8 --window 256 --seconds 2 $(WEIGHTS) --contender ann --contender count --contender event --contender event_first
-	$(BIN)/teas bench --network vgg16 --window 45 --seconds 2 --contender spikingjelly --contender spikingjelly_multistep --contender ann --contender count_int8
+	$(BIN)/teas bench --network vgg16 --window 45 --seconds 2 --contender norse --contender norse_compiled --contender spikingjelly --contender spikingjelly_multistep --contender ann --contender count_int8
 	$(BIN)/teas bench --network resnet20 --window 8 --seconds 12 --contender train_spikingjelly_multistep --contender train_teas
 	$(BIN)/python benchmarks/training_step.py
 
